@@ -1,0 +1,278 @@
+"""Non-blocking I/O (section 2 of the notes): recv never waits; it says "not yet", and is asked again.
+
+    process   recv? recv? recv? recv? recv? recv? recv? |- copied -|  answer
+              not   not   not   not   not   not         |          |
+              yet   yet   yet   yet   yet   yet         |          |
+    kernel    |---------- wait for the data ------------|-- copy --|
+
+Between two questions the process does other work, or talks to other clients. But while nobody speaks it keeps
+asking (polling): one processor is busy with nothing. --pause makes it ask less often; then it answers late.
+
+Run it:  python nonblocking_server.py --trace      Talk to it:  python client.py --port 8083
+"""
+import argparse
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+PORT = 8083             # the notes' own
+BUFSIZE = 16384         # bytes that one recv takes at most
+answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
+
+rlist = []      # the clients that we ask for bytes
+wlist = []      # the clients that we owe bytes: we ask them to take these, and read no more until they have
+owed = {}       # what we owe to each client in wlist
+worked = 0      # how often the loop was free for other work
+
+
+def serve(server):
+    """Ask everybody, one after the other, for ever."""
+    server.setblocking(False)
+    while True:
+        while accept(server):
+            pass
+        for conn in rlist[:]:
+            read(conn)
+        for conn in wlist[:]:
+            write(conn)
+        other_work()
+
+
+def other_work():
+    """What a process does that need not wait: here it counts, and with --pause it sleeps."""
+    global worked
+    worked += 1
+    if pause:
+        time.sleep(pause)
+
+
+def accept(server):
+    """Take a client if there is one; return whether there was."""
+    try:
+        conn, addr = server.accept()
+    except BlockingIOError:         # EAGAIN: not yet
+        return False
+    except ConnectionError:         # gone before we came (accept(2), ECONNABORTED)
+        return True
+    except OSError as error:
+        say_full(error)
+        return False
+    conn.setblocking(False)         # on Linux it does not inherit this from the listener
+    rlist.append(conn)
+    return True
+
+
+def read(conn):
+    """If CONN has sent something, copy it and answer."""
+    try:
+        data = conn.recv(BUFSIZE)
+    except BlockingIOError:         # EAGAIN: not yet
+        return
+    except OSError:
+        data = b''                  # reset, or vanished: that costs this conversation only
+    if data:
+        send(conn, answer(data))
+    else:
+        close(conn)
+
+
+def write(conn):
+    """CONN did not take all of its answer: try the rest."""
+    send(conn, owed[conn])
+
+
+def send(conn, data):
+    """Send as much of DATA as the kernel takes. We owe CONN the rest, and until it is gone we do not read from it."""
+    try:
+        sent = conn.send(data)
+    except BlockingIOError:
+        sent = 0
+    except OSError:
+        close(conn)
+        return
+    if sent < len(data):
+        if conn not in owed:
+            rlist.remove(conn)
+            wlist.append(conn)
+        owed[conn] = data[sent:]
+    elif conn in owed:
+        del owed[conn]
+        wlist.remove(conn)
+        rlist.append(conn)
+
+
+def close(conn):
+    """Forget CONN, and give its descriptor back."""
+    (wlist if conn in owed else rlist).remove(conn)
+    owed.pop(conn, None)
+    conn.close()
+
+
+class TracedSocket(socket.socket):
+    """What --trace puts in the place of a socket: it counts the calls that say "not yet", and draws the others."""
+    number = joined = asked = 0
+
+    def accept(self):
+        conn, addr = self.counted('accept')
+        conn = TracedSocket(fileno=conn.detach())
+        TracedSocket.joined = conn.number = TracedSocket.joined + 1
+        self.drawn(conn.number, 'accept', f'{name(addr)} joined')
+        return conn, addr
+
+    def recv(self, size):
+        data = self.counted('recv', size)
+        self.drawn(self.number, 'recv', '', data)
+        return data
+
+    def send(self, data):
+        sent = self.counted('send', data)
+        self.drawn(self.number, 'send', '', data[:sent])
+        return sent
+
+    def counted(self, call, *arguments):
+        if not self.asked:
+            self.start, self.worked = time.perf_counter(), worked
+        self.asked += 1
+        self.copy = time.perf_counter()
+        try:
+            return getattr(super(), call)(*arguments)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.drawn(self.number, call, f'{error.strerror}: it has left')
+            raise
+
+    def drawn(self, number, call, came, data=None):
+        draw(number, call, f'asked {self.asked} times in {since(self.start)}, {self.asked - 1} times "not yet" (EAGAIN), '
+             f'other work {worked - self.worked} times; copied in {since(self.copy)}: {came}', data)
+        self.asked = 0
+
+
+# ---- from here to the end of `run`: what every server has, the same to the letter ----
+
+STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+START = time.perf_counter()
+Socket = socket.socket      # --trace puts TracedSocket here
+full_since = -10            # when we last said that there is no room
+
+
+def draw(number, call, phases, data=None):
+    """Write one line of the trace: seconds since the start, connection, call, what its phases took, what came."""
+    if data is not None:
+        phases += f'{len(data)} bytes  {data[:24]!r}{"..." * (len(data) > 24)}' if data else 'the end: it has left'
+    who = f'#{number}' if number else '-'
+    say(f'{time.perf_counter() - START:9.3f} s  {who:<5} {call:<9} {phases}', sys.stderr)
+
+
+def since(start):
+    """Return in words how long ago START was (a time.perf_counter()), in the unit that fits."""
+    seconds = time.perf_counter() - start
+    if seconds < 0.001:
+        return f'{seconds * 1e6:.0f} us'
+    return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
+
+
+def say(line, file=None):
+    """Print LINE at once. Nobody may be reading any more (`| head -1`): that must not stop a server."""
+    try:
+        print(line, file=file or sys.stdout, flush=True)
+    except OSError:
+        pass
+
+
+def name(address):
+    """Return the ADDRESS of a socket as people write it: 127.0.0.1:8080 or [::1]:8080."""
+    return ('[{}]:{}' if ':' in address[0] else '{}:{}').format(*address)
+
+
+def refuse(conn, addr, why):
+    """Send one client away, so that the others can stay."""
+    say(f'refused {name(addr)}: {why}', sys.stderr)
+    conn.close()
+
+
+def say_full(error):
+    """Say that there is no room for another client: one line in ten seconds, however often we try."""
+    global full_since
+    if time.monotonic() - full_since >= 10:
+        full_since = time.monotonic()
+        say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
+
+
+def within(kind, low, high):
+    """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
+    def number(text):
+        if low <= kind(text) <= high:
+            return kind(text)
+        raise argparse.ArgumentTypeError(f'{text} is not between {low} and {high}')
+    return number
+
+
+def arguments():
+    """Return a parser of the arguments that every server has."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add('--host', default='127.0.0.1', help='address to listen on (default %(default)s; ::1 for IPv6)')
+    add('--port', default=PORT, type=within(int, 0, 65535), help='default %(default)s; 0 takes a free one')
+    add('--work', default=0, type=within(float, 0, 86400), metavar='SECONDS', help='computing each answer takes so long')
+    add('--trace', action='store_true', help='draw each I/O call and its phases on standard error')
+    return parser
+
+
+def stop(signum, frame):
+    """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
+    for number in STOPPERS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def run(serve, server, model):
+    """Say `listening`, let SERVE serve until Ctrl-C or SIGTERM, and exit with status 0."""
+    try:
+        for number in STOPPERS:
+            signal.signal(number, stop)
+        say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
+        if os.name == 'posix':
+            serve(server)
+        else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
+            thread = threading.Thread(target=serve, args=(server,), daemon=True)
+            thread.start()
+            while thread.is_alive():
+                thread.join(0.5)
+    except KeyboardInterrupt:
+        say('stopped')
+        os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
+
+
+def listen(host, port):
+    """Return a socket that listens on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        server = Socket(family, kind, proto)
+        if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
+        return server
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+
+
+def main():
+    global answer, Socket, pause
+    parser = arguments()
+    parser.add_argument('--pause', default=0, type=within(float, 0, 86400), metavar='SECONDS',
+                        help='sleep so long between two rounds of asking (default 0)')
+    args = parser.parse_args()
+    answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
+    Socket = TracedSocket if args.trace else Socket
+    pause = args.pause
+    run(serve, listen(args.host, args.port), f'non-blocking, polling{f" every {pause:g} s" if pause else ""}')
+
+
+if __name__ == '__main__':
+    main()
