@@ -74,9 +74,7 @@ def serve_process(server):
                 refuse(conn, addr, f'no process for it ({error.strerror})')
     finally:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for pid in children:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        kill(children)
 
 
 def serve_pool(server):
@@ -127,10 +125,25 @@ def fork(children):
 
 
 def reap(children):
-    """Collect the children that have ended: until then each is a zombie (wait(2))."""
-    for pid in list(children):
-        if os.waitpid(pid, os.WNOHANG) != (0, 0):
+    """Collect the children that have ended: until then each is a zombie (wait(2)). Another SIGCHLD may interrupt this."""
+    try:
+        pid = os.waitpid(-1, os.WNOHANG)[0]
+        while pid:
             children.discard(pid)
+            pid = os.waitpid(-1, os.WNOHANG)[0]
+    except ChildProcessError:
+        pass
+
+
+def kill(children):
+    """End the children that are left. One that has been waited for is not: its number may be another's by now."""
+    for pid in children:
+        try:
+            if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        except ChildProcessError:
+            pass
 
 
 class TracedSocket(socket.socket):
@@ -282,6 +295,7 @@ def listen(host, port):
         server = Socket(family, kind, proto)
         if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # an answer leaves at once; clients inherit it
         server.bind(address)
         server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
         return server

@@ -213,7 +213,6 @@ class Load:
             if now - shown > 0.5:
                 shown = now
                 progress(len(self.latencies), now - start)
-        self.close()
         return now - start
 
     def open(self, caller):
@@ -322,6 +321,7 @@ def load(args):
     before, own = cpu(pid), time.process_time()
     seconds = work.run(args.connections, args.seconds, progress if sys.stderr.isatty() else lambda *_: None)
     used, own = minus(cpu(pid), before), time.process_time() - own
+    work.close()
     work.errors.update(gone(idle))
     report = summary(work, seconds, args, used, own)
     print(json.dumps(report) if args.json else text(report, args), flush=True)
@@ -547,14 +547,17 @@ def listener(port):
 class Server:
     """A server script that runs: its process, the address in its `listening` line, and the lines that it prints.
 
-    With `with`, it is stopped in the end, whatever happens. Raises RuntimeError, with what it said on standard error,
-    if it does not listen within TIMEOUT seconds.
+    It takes a free port if ARGUMENTS name none; BEFORE is a command to run it by. With `with`, it is stopped in the
+    end, whatever happens. Raises RuntimeError, with what it said, if it does not listen within TIMEOUT seconds.
     """
 
-    def __init__(self, script, *arguments, timeout=10, **options):
+    def __init__(self, script, *arguments, timeout=10, before=(), **options):
         options = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **options}
-        script = os.path.join(FOLDER, script)
-        self.process = subprocess.Popen([sys.executable, script, '--port', '0', *arguments], **options)
+        command = [*before, sys.executable, os.path.join(FOLDER, script), *arguments]
+        if '--port' not in arguments:
+            command += ['--port', '0']
+        self.process = subprocess.Popen(command, **options)
+        self.name = ' '.join([script, *arguments])
         self.pid = self.process.pid
         self.lines, self.seen = queue.Queue(), []
         streams = [stream for stream in (self.process.stdout, self.process.stderr) if stream]
@@ -588,8 +591,7 @@ class Server:
                 self.seen.append(line)
                 match = re.search(pattern, line)
         if not match:
-            raise RuntimeError(f'{os.path.basename(self.process.args[1])} {" ".join(self.process.args[4:])} did not print '
-                               f'{pattern!r}, but: ' + (' / '.join(self.seen) or 'nothing'))
+            raise RuntimeError(f'{self.name} did not print {pattern!r}, but: {" / ".join(self.seen) or "nothing"}')
         return match
 
     def stop(self):
@@ -619,11 +621,11 @@ VARIANTS = [        # name, script, arguments
     ('nonblocking', 'nonblocking_server.py', []),
     ('nonblocking pause 20ms', 'nonblocking_server.py', ['--pause', '0.02']),
     ('select', 'select_server.py', []),
-    ('selectors select', 'selectors_server.py', ['--selector', 'select']),
-    ('selectors poll', 'selectors_server.py', ['--selector', 'poll']),
-    ('selectors epoll', 'selectors_server.py', ['--selector', 'epoll']),
-    ('selectors kqueue', 'selectors_server.py', ['--selector', 'kqueue']),
-    ('selectors devpoll', 'selectors_server.py', ['--selector', 'devpoll']),
+    ('selectors select', 'selectors_server.py', ['--selector', 'select', '--suffix=']),
+    ('selectors poll', 'selectors_server.py', ['--selector', 'poll', '--suffix=']),
+    ('selectors epoll', 'selectors_server.py', ['--selector', 'epoll', '--suffix=']),
+    ('selectors kqueue', 'selectors_server.py', ['--selector', 'kqueue', '--suffix=']),
+    ('selectors devpoll', 'selectors_server.py', ['--selector', 'devpoll', '--suffix=']),
     ('async asyncio', 'async_server.py', ['--engine', 'asyncio']),
     ('async io_uring', 'async_server.py', ['--engine', 'io_uring']),
     ('socketserver serial', 'socketserver_server.py', ['--mode', 'serial']),
@@ -638,15 +640,14 @@ def measure(script, arguments, budget, crowd):
     """Return the figures of one server: with the shares of BUDGET seconds for each rate, and CROWD idle clients."""
     figures = {}
     with Server(script, *arguments) as server:
-        suffix = learn_suffix(*server.address)
         address = resolve(*server.address)
         figures['second_waits_s'] = second_waits(server.address)
-        figures['latency_s'] = median(drive(server, address, suffix, 1, budget / 2)['latencies'])
-        figures['with_100'] = rates(drive(server, address, suffix, 100, budget))
+        figures['latency_s'] = median(drive(server, address, 1, budget / 2)['latencies'])
+        figures['with_100'] = rates(drive(server, address, 100, budget))
         before = memory(server.pid)
         idle, errors = sit(address, crowd)
         figures['not_held'] = sum(errors.values())
-        settled = answered(idle[-1:], 1.5 if crowd else 0)
+        settled = not {'serial', 'pool'} & set(arguments) and answered(idle[-1:], 5)    # then all before it are accepted
         figures['crowd'], figures['crowd_bytes'] = crowd, minus(memory(server.pid), before)
         figures['threads'], figures['processes'] = threads(server.pid), len(family(server.pid)) if os.name == 'posix' else None
         used, start = cpu(server.pid), time.perf_counter()
@@ -654,7 +655,7 @@ def measure(script, arguments, budget, crowd):
         figures['idle_cpu'] = minus(cpu(server.pid), used)
         if figures['idle_cpu'] is not None:
             figures['idle_cpu'] /= time.perf_counter() - start
-        figures['beside_crowd'] = rates(drive(server, address, suffix, 10, budget)) if settled else None
+        figures['beside_crowd'] = rates(drive(server, address, 100, budget)) if settled else None
         for sock in idle:
             sock.close()
     with Server(script, *arguments, '--work', str(WORK)) as server:
@@ -662,11 +663,13 @@ def measure(script, arguments, budget, crowd):
     return figures
 
 
-def drive(server, address, suffix, connections, seconds, size=64, reconnect=False):
+def drive(server, address, connections, seconds, reconnect=False):
     """Load a server; return the latencies, the seconds it took, the CPU seconds of the server, and the errors."""
-    work, used = Load(address, size, suffix, reconnect), cpu(server.pid)
+    work, used = Load(address, 64, b'', reconnect), cpu(server.pid)
     took = work.run(connections, seconds)
-    return {'latencies': work.latencies, 'seconds': took, 'cpu': minus(cpu(server.pid), used), 'errors': dict(work.errors)}
+    used = minus(cpu(server.pid), used)
+    work.close()        # only now: children that end would take their figures with them
+    return {'latencies': work.latencies, 'seconds': took, 'cpu': used, 'errors': dict(work.errors)}
 
 
 def rates(run):
@@ -742,7 +745,7 @@ def connection_per_request(budget):
     """Return the rates of a thread server with kept connections, and with a new one for each request."""
     with Server('blocking_server.py') as server:
         address = resolve(*server.address)
-        return [rates(drive(server, address, b'', 10, budget, reconnect=each)) for each in (False, True)]
+        return [rates(drive(server, address, 10, budget, each)) for each in (False, True)]
 
 
 def how_many(script, arguments, number):

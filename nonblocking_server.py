@@ -146,8 +146,11 @@ class TracedSocket(socket.socket):
             raise
 
     def drawn(self, number, call, came, data=None):
-        draw(number, call, f'asked {self.asked} times in {since(self.start)}, {self.asked - 1} times "not yet" (EAGAIN), '
-             f'other work {worked - self.worked} times; copied in {since(self.copy)}: {came}', data)
+        asked = 'asked once'
+        if self.asked > 1:
+            asked = f'asked {self.asked} times in {since(self.start)}, {self.asked - 1} times "not yet" (EAGAIN), ' \
+                    f'other work done {worked - self.worked} times'
+        draw(number, call, f'{asked}; copied in {since(self.copy)}: {came}', data)
         self.asked = 0
 
 
@@ -254,6 +257,7 @@ def listen(host, port):
         server = Socket(family, kind, proto)
         if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # an answer leaves at once; clients inherit it
         server.bind(address)
         server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
         return server

@@ -262,6 +262,7 @@ def listen(host, port):
         server = Socket(family, kind, proto)
         if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
             server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # an answer leaves at once; clients inherit it
         server.bind(address)
         server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
         return server

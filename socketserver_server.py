@@ -264,7 +264,9 @@ def listen(host, port, *bases):
     """Return a server of these BASES on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return type('Server', bases, {'address_family': family})(address, Handler)      # socket(), bind(), listen()
+        server = type('Server', bases, {'address_family': family})(address, Handler)    # socket(), bind(), listen()
+        server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)     # an answer leaves at once
+        return server
     except (OSError, UnicodeError) as error:
         reason = getattr(error, 'strerror', None) or error
         sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
