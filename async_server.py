@@ -22,7 +22,7 @@ import time
 import types
 
 PORT = 8084             # next to those of the notes, which have no listing for this model
-BUFSIZE = 16384         # bytes that one recv takes at most
+BUFSIZE = 32768         # bytes that one recv takes at most
 MOMENT = 0.1            # seconds until we try again when there was no room for another client
 answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
 
@@ -83,7 +83,7 @@ IORING_CQE_BUFFER_SHIFT = 16
 io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, len, user_data
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
-SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 128   # powers of two
+SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 256   # powers of two
 STRIDE = BUFSIZE + 64                   # at equal distances the buffers would fall into the same cache lines
 HEADER = bytes.__basicsize__ - 1        # where the bytes begin in a bytes object of CPython, counted from its id
 

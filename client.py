@@ -544,20 +544,39 @@ def listener(port):
 
 # ---- starting a server script: test_all.py uses this too ----
 
+class SignalsLater:
+    """With this, Ctrl-C and SIGTERM wait until what is inside is done (only the main thread gets signals at all)."""
+
+    def __enter__(self):
+        self.came, self.handlers = [], {}
+        if threading.current_thread() is threading.main_thread():
+            for number in signal.SIGINT, signal.SIGTERM:
+                self.handlers[number] = signal.signal(number, lambda number, frame: self.came.append(number))
+
+    def __exit__(self, *exception):
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        for number in self.came:
+            signal.raise_signal(number)
+
+
 class Server:
     """A server script that runs: its process, the address in its `listening` line, and the lines that it prints.
 
     It takes a free port if ARGUMENTS name none; BEFORE is a command to run it by. With `with`, it is stopped in the
     end, whatever happens. Raises RuntimeError, with what it said, if it does not listen within TIMEOUT seconds.
     """
+    running = set()
 
     def __init__(self, script, *arguments, timeout=10, before=(), **options):
         options = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **options}
         command = [*before, sys.executable, os.path.join(FOLDER, script), *arguments]
         if '--port' not in arguments:
             command += ['--port', '0']
-        self.process = subprocess.Popen(command, **options)
         self.name = ' '.join([script, *arguments])
+        with SignalsLater():            # or a Ctrl-C now could leave a server that nobody knows of
+            self.process = subprocess.Popen(command, **options)
+            Server.running.add(self)
         self.pid = self.process.pid
         self.lines, self.seen = queue.Queue(), []
         streams = [stream for stream in (self.process.stdout, self.process.stderr) if stream]
@@ -602,6 +621,7 @@ class Server:
                 self.process.wait(3)
             except subprocess.TimeoutExpired:
                 self.process.kill()
+        Server.running.discard(self)
         return self.process.wait()
 
     def __enter__(self):
@@ -632,8 +652,8 @@ VARIANTS = [        # name, script, arguments
     ('socketserver thread', 'socketserver_server.py', ['--mode', 'thread']),
     ('socketserver process', 'socketserver_server.py', ['--mode', 'process']),
 ]
-WORK = 0.15         # seconds: the slow answer
-HOLD = 0.25         # seconds: how long the first client keeps a second one waiting, if the model lets it
+WORK = 0.1          # seconds: the slow answer
+HOLD = 0.2          # seconds: how long the first client keeps a second one waiting, if the model lets it
 
 
 def measure(script, arguments, budget, crowd):
@@ -642,25 +662,32 @@ def measure(script, arguments, budget, crowd):
     with Server(script, *arguments) as server:
         address = resolve(*server.address)
         figures['second_waits_s'] = second_waits(server.address)
-        figures['latency_s'] = median(drive(server, address, 1, budget / 2)['latencies'])
-        figures['with_100'] = rates(drive(server, address, 100, budget))
         before = memory(server.pid)
-        idle, errors = sit(address, crowd)
-        figures['not_held'] = sum(errors.values())
-        settled = not {'serial', 'pool'} & set(arguments) and answered(idle[-1:], 5)    # then all before it are accepted
-        figures['crowd'], figures['crowd_bytes'] = crowd, minus(memory(server.pid), before)
-        figures['threads'], figures['processes'] = threads(server.pid), len(family(server.pid)) if os.name == 'posix' else None
-        used, start = cpu(server.pid), time.perf_counter()
-        time.sleep(budget / 2)
-        figures['idle_cpu'] = minus(cpu(server.pid), used)
-        if figures['idle_cpu'] is not None:
-            figures['idle_cpu'] /= time.perf_counter() - start
-        figures['beside_crowd'] = rates(drive(server, address, 100, budget)) if settled else None
-        for sock in idle:
-            sock.close()
+        figures['alone'] = rates(drive(server, address, 1, budget / 2))
+        figures['with_100'] = rates(drive(server, address, 100, budget))
+        measure_crowd(figures, server, crowd, budget, before, held=not {'serial', 'pool'} & set(arguments))
     with Server(script, *arguments, '--work', str(WORK)) as server:
         figures['slow_answer_delays_s'] = slow_delays(server.address)
     return figures
+
+
+def measure_crowd(figures, server, crowd, budget, before, held):
+    """Add what CROWD idle clients cost, and what they cost others, if the model has them HELD at all."""
+    address = resolve(*server.address)
+    idle, errors = sit(address, crowd)
+    held = held and answered(idle[-1:], 5)      # if the last is answered, all before it have been accepted
+    figures['crowd'], figures['not_held'] = crowd, sum(errors.values())
+    figures['crowd_bytes'] = minus(memory(server.pid), before) if held else None
+    figures['threads'] = threads(server.pid)
+    figures['processes'] = len(family(server.pid)) if os.name == 'posix' else None
+    used, start = cpu(server.pid), time.perf_counter()
+    time.sleep(budget / 2)
+    used = minus(cpu(server.pid), used)
+    figures['idle_cpu'] = None if used is None else used / (time.perf_counter() - start)
+    figures['alone_beside_crowd'] = rates(drive(server, address, 1, budget / 2)) if held else None
+    figures['beside_crowd'] = rates(drive(server, address, 100, budget)) if held else None
+    for sock in idle:
+        sock.close()
 
 
 def drive(server, address, connections, seconds, reconnect=False):
@@ -826,7 +853,7 @@ def claim_polling_burns(f):
 
 
 def claim_polling_late(f):
-    late, thread = f.of('nonblocking pause 20ms', 'latency_s'), f.of('blocking thread', 'latency_s')
+    late, thread = f.of('nonblocking pause 20ms', 'alone', 'latency_s'), f.of('blocking thread', 'alone', 'latency_s')
     idle = f.of('nonblocking pause 20ms', 'idle_cpu')
     return late > 5 * thread, f'with a pause of 20 ms {span(late)} (and {idle:.0%} of a processor idle), a blocking thread {span(thread)}'
 
@@ -837,7 +864,7 @@ def claim_polling_throughput(f):
 
 
 def claim_select_one(f):
-    thread, loop = f.of('blocking thread', 'latency_s'), f.of('select', 'latency_s')
+    thread, loop = f.of('blocking thread', 'alone', 'latency_s'), f.of('select', 'alone', 'latency_s')
     return loop > 0.9 * thread, f'one client\'s answer takes {span(thread)} with a thread, {span(loop)} with select'
 
 
@@ -849,11 +876,11 @@ def claim_select_many(f):
 
 def claim_growth(names, grows):
     def claim(f):
-        shares = {name: f.of(name, 'beside_crowd', 'cpu_s') / f.of(name, 'with_100', 'cpu_s') for name in names}
+        shares = {name: f.of(name, 'alone_beside_crowd', 'cpu_s') / f.of(name, 'alone', 'cpu_s') for name in names}
         figures = ', '.join(f'{name} x{share:.2f}' for name, share in shares.items())
         crowd = f.of(names[0], 'crowd')
-        return all(share > 1.4 if grows else share < 1.4 for share in shares.values()), \
-            f'CPU per request with {crowd} idle clients beside the 100: {figures}'
+        return all(share > 1.5 if grows else share < 1.5 for share in shares.values()), \
+            f'CPU per request of one client with {crowd} idle ones beside it, against alone: {figures}'
     return claim
 
 
@@ -921,19 +948,29 @@ def judge(figures):
 
 def compare(args):
     """Measure every server of the folder, print the table and judge the claims."""
-    if hasattr(signal, 'SIGTERM'):
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, interrupt)
     figures = Figures()
     try:
-        survey(figures, 0.25 if args.quick else 1, args.quick)
+        survey(figures, 0.1 if args.quick else 1, args.quick)
     except KeyboardInterrupt:
         sys.exit('\ninterrupted: the server that was running has been stopped')
+    finally:
+        for server in list(Server.running):
+            server.stop()
     judged = judge(figures)
     if args.json:
         print(json.dumps({'machine': machine(), 'servers': figures.rows, 'more': figures.extra,
                           'failed': figures.failed, 'claims': judged}, indent=1))
     else:
         print(report_table(figures), report_claims(judged), sep='\n\n')
+
+
+def interrupt(number, frame):
+    """The first Ctrl-C or SIGTERM ends the comparison; the next must not disturb the cleaning up."""
+    for each in signal.SIGINT, signal.SIGTERM:
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def survey(figures, budget, quick):
@@ -1009,7 +1046,7 @@ def report_table(figures):
     for variant, row in figures.rows.items():
         crowd = row['beside_crowd'] or {}
         rows.append([variant, f'{row["threads"] or "-"}+{row["processes"] or "-"}', size(row['crowd_bytes']),
-                     '-' if row['idle_cpu'] is None else f'{row["idle_cpu"]:.0%}', span(row['latency_s']),
+                     '-' if row['idle_cpu'] is None else f'{row["idle_cpu"]:.0%}', span(row['alone']['latency_s']),
                      f'{row["with_100"]["per_second"]:.0f}', span(row['with_100']['cpu_s']),
                      f'{crowd["per_second"]:.0f}' if crowd else 'none', span(crowd.get('cpu_s')),
                      span(row['second_waits_s']), span(row['slow_answer_delays_s'])])
@@ -1022,7 +1059,7 @@ def report_table(figures):
     lines += ['', f'The crowd: {crowd} clients that only sit there. Memory: what the server takes more for them.']
     lines += bars('server CPU per request, 100 clients', {name: row['with_100']['cpu_s'] for name, row in figures.rows.items()}, span)
     lines += bars('memory per idle client', {name: (row['crowd_bytes'] or 0) / row['crowd'] if row['crowd'] else None
-                                             for name, row in figures.rows.items() if row['beside_crowd']}, size)
+                                             for name, row in figures.rows.items()}, size)
     lines += [f'not measured: {name}: {why}' for name, why in figures.failed.items()]
     return '\n'.join(lines)
 

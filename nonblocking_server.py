@@ -19,7 +19,7 @@ import threading
 import time
 
 PORT = 8083             # the notes' own
-BUFSIZE = 16384         # bytes that one recv takes at most
+BUFSIZE = 32768         # bytes that one recv takes at most
 answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
 
 rlist = []      # the clients that we ask for bytes

@@ -24,7 +24,7 @@ import threading
 import time
 
 PORT = 8081             # the notes' own
-BUFSIZE = 16384         # bytes that one recv takes at most
+BUFSIZE = 32768         # bytes that one recv takes at most
 MOMENT = 0.1            # seconds until we try again when there was no room for another client
 answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
 operator = None         # who answers by hand instead, if anybody
