@@ -308,10 +308,11 @@ class TracedLoop:
         except StopIteration as end:
             result = end.value
         except OSError as error:
-            draw(number, call, self.words.format(submitted, since(start)) + f'{error.strerror}: it has left')
+            draw(number, call, f'ended after {since(start)}: {error.strerror}: it has left')
             raise
         if call != 'accept':
-            draw(number, call, self.words.format(submitted or since(start), since(start)), data or result)
+            words = self.words.format(submitted, since(start)) if submitted else f'done at once, in {since(start)}: '
+            draw(number, call, words, data or result)
         return result
 
 
@@ -399,7 +400,9 @@ def run(serve, server, model):
         for number in STOPPERS:
             signal.signal(number, stop)
         say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':
+        if os.name == 'posix':      # a signal just before a blocking call is seen only after it: so none lasts for long
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
             serve(server)
         else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
             thread = threading.Thread(target=serve, args=(server,), daemon=True)

@@ -10,6 +10,7 @@ Each has more to say: python client.py chat --help, and so on.
 """
 import argparse
 import collections
+import contextlib
 import errno
 import json
 import math
@@ -675,8 +676,17 @@ def measure_crowd(figures, server, crowd, budget, before, held):
     """Add what CROWD idle clients cost, and what they cost others, if the model has them HELD at all."""
     address = resolve(*server.address)
     idle, errors = sit(address, crowd)
-    held = held and answered(idle[-1:], 5)      # if the last is answered, all before it have been accepted
+    try:
+        measure_beside(figures, server, address, idle, budget, before, held)
+    finally:
+        for sock in idle:
+            sock.close()
     figures['crowd'], figures['not_held'] = crowd, sum(errors.values())
+
+
+def measure_beside(figures, server, address, idle, budget, before, held):
+    """The figures while the crowd IDLE sits there."""
+    held = held and answered(idle[-1:], 5)      # if the last is answered, all before it have been accepted
     figures['crowd_bytes'] = minus(memory(server.pid), before) if held else None
     figures['threads'] = threads(server.pid)
     figures['processes'] = len(family(server.pid)) if os.name == 'posix' else None
@@ -686,8 +696,6 @@ def measure_crowd(figures, server, crowd, budget, before, held):
     figures['idle_cpu'] = None if used is None else used / (time.perf_counter() - start)
     figures['alone_beside_crowd'] = rates(drive(server, address, 1, budget / 2)) if held else None
     figures['beside_crowd'] = rates(drive(server, address, 100, budget)) if held else None
-    for sock in idle:
-        sock.close()
 
 
 def drive(server, address, connections, seconds, reconnect=False):
@@ -725,20 +733,17 @@ def answered(socks, timeout):
 
 def second_waits(address, before=1):
     """Return how long a client waits for its answer, if clients BEFORE it sit there for HOLD seconds and leave."""
-    others = [socket.create_connection(address) for _ in range(before)]
-    for other in others[:1]:
-        answered([other], 5)
-    with socket.create_connection(address) as second:
+    with contextlib.ExitStack() as others:
+        sitting = [others.enter_context(socket.create_connection(address)) for _ in range(before)]
+        answered(sitting[:1], 5)
+        second = others.enter_context(socket.create_connection(address))
         start = time.perf_counter()
         if not answered([second], HOLD):
-            for other in others:
+            for other in sitting:
                 other.close()
             second.settimeout(5)
             second.recv(100)
-        waited = time.perf_counter() - start
-    for other in others:
-        other.close()
-    return waited
+        return time.perf_counter() - start
 
 
 def slow_delays(address):

@@ -243,7 +243,9 @@ def run(serve, server, model):
         for number in STOPPERS:
             signal.signal(number, stop)
         say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':
+        if os.name == 'posix':      # a signal just before a blocking call is seen only after it: so none lasts for long
+            signal.signal(signal.SIGALRM, lambda *_: None)
+            signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
             serve(server)
         else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
             thread = threading.Thread(target=serve, args=(server,), daemon=True)
