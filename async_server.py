@@ -46,11 +46,10 @@ async def accept(loop, server, sleep):
         try:
             conn, addr = await loop.sock_accept(server)
             loop.create_task(communicate(loop, conn))
-        except ConnectionError:     # gone before we came (accept(2), ECONNABORTED)
-            pass
-        except OSError as error:
-            say_full(error)
-            await sleep(MOMENT)
+        except OSError as error:    # any other error is of a client that has gone before we came
+            if error.errno in NO_ROOM:
+                say_full(error)
+                await sleep(MOMENT)
 
 
 def serve_io_uring(server):
@@ -319,6 +318,7 @@ class TracedLoop:
 # ---- from here to the end of `run`: what every server has, the same to the letter ----
 
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
 Socket = socket.socket      # --trace puts TracedSocket here
 full_since = -10            # when we last said that there is no room

@@ -13,6 +13,7 @@ While it is blocked, a thread of control can do nothing else. So who talks to th
 Run it:  python blocking_server.py --trace      Talk to it:  python client.py
 """
 import argparse
+import errno
 import os
 import queue
 import signal
@@ -101,11 +102,10 @@ def accept_or_wait(server):
     while True:
         try:
             return server.accept()      # blocks until somebody connects
-        except ConnectionError:
-            pass                        # gone before we came (accept(2), ECONNABORTED)
-        except OSError as error:
-            say_full(error)
-            time.sleep(MOMENT)
+        except OSError as error:        # any other error is of a client that has gone before we came
+            if error.errno in NO_ROOM:
+                say_full(error)
+                time.sleep(MOMENT)
 
 
 def fork(children):
@@ -195,6 +195,7 @@ Queue = queue.SimpleQueue   # --trace puts TracedQueue here
 # ---- from here to the end of `run`: what every server has, the same to the letter ----
 
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
 Socket = socket.socket      # --trace puts TracedSocket here
 full_since = -10            # when we last said that there is no room

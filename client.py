@@ -29,6 +29,7 @@ import threading
 import time
 
 STEP = 0.5          # seconds: on Windows Ctrl-C interrupts no blocking call, so we wait in steps
+PROC = os.name == 'posix' and os.path.isdir('/proc/self')       # Linux
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -47,12 +48,17 @@ def chat(args):
     sock = connect(args.host, args.port)
     if args.message:
         converse(sock, (os.fsencode(each) for each in args.message), args.quiet)
-    elif sys.stdin and sys.stdin.isatty():
+    elif at_terminal():
         print(f'connected to {args.host}, port {args.port}; exit or Ctrl-D leaves', flush=True)
         converse(sock, typed(sock), args.quiet)
     else:
         pipe(sock)
     hang_up(sock)
+
+
+def at_terminal():
+    """Whether standard input is a terminal (on Windows NUL claims to be one too)."""
+    return sys.stdin and sys.stdin.isatty() and (os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__)
 
 
 def converse(sock, messages, quiet):
@@ -313,6 +319,8 @@ class Load:
 def load(args):
     """Load a server, and report."""
     raise_file_limit(args.connections + args.idle + 20)
+    if selectors.DefaultSelector is selectors.SelectSelector and args.connections > 500:
+        sys.exit('this client has only select here, which watches 512 sockets: take at most 500 --connections')
     address = resolve(args.host, args.port)
     suffix = learn_suffix(args.host, args.port)
     idle, idle_errors = sit(address, args.idle)
@@ -324,6 +332,8 @@ def load(args):
     used, own = minus(cpu(pid), before), time.process_time() - own
     work.close()
     work.errors.update(gone(idle))
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
     report = summary(work, seconds, args, used, own)
     print(json.dumps(report) if args.json else text(report, args), flush=True)
     return 1 if work.errors or not work.latencies else 0
@@ -451,7 +461,7 @@ def file_limit():
 
 def family(pid):
     """Return PID and its children (the servers have no grandchildren)."""
-    if os.path.isdir('/proc/self'):
+    if PROC:
         children = []
         for each in filter(str.isdigit, os.listdir('/proc')):
             try:
@@ -478,7 +488,7 @@ def cpu(pid):
     """Return the seconds of CPU that PID and its children have used; None where that cannot be known."""
     if pid is None or os.name != 'posix':
         return None
-    if os.path.isdir('/proc/self'):
+    if PROC:
         ticks = sum(map(int, stat(pid)[13:15]))     # of children that have ended and were waited for
         return ticks / os.sysconf('SC_CLK_TCK') + sum(map(cpu_clock, family(pid)))
     total = 0
@@ -500,7 +510,7 @@ def memory(pid):
     """Return how many bytes PID and its children occupy, each shared page counted once (Pss), else resident; or None."""
     if os.name != 'posix':
         return None
-    if os.path.isdir('/proc/self'):
+    if PROC:
         return sum(map(pss, family(pid)))
     return sum(int(line) * 1024 for line in ps('-o', 'rss=', '-p', ','.join(map(str, family(pid)))))
 
@@ -515,7 +525,7 @@ def pss(pid):
 
 def threads(pid):
     """Return how many threads PID and its children have, or None."""
-    if not os.path.isdir('/proc/self'):
+    if not PROC:
         return None
     return sum(len(os.listdir(f'/proc/{each}/task')) for each in family(pid))
 

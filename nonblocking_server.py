@@ -11,6 +11,7 @@ asking (polling): one processor is busy with nothing. --pause makes it ask less 
 Run it:  python nonblocking_server.py --trace      Talk to it:  python client.py --port 8083
 """
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -55,11 +56,11 @@ def accept(server):
         conn, addr = server.accept()
     except BlockingIOError:         # EAGAIN: not yet
         return False
-    except ConnectionError:         # gone before we came (accept(2), ECONNABORTED)
-        return True
     except OSError as error:
-        say_full(error)
-        return False
+        if error.errno in NO_ROOM:
+            say_full(error)
+            return False
+        return True                 # that client has gone before we came; there may be others
     conn.setblocking(False)         # on Linux it does not inherit this from the listener
     rlist.append(conn)
     return True
@@ -157,6 +158,7 @@ class TracedSocket(socket.socket):
 # ---- from here to the end of `run`: what every server has, the same to the letter ----
 
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
 Socket = socket.socket      # --trace puts TracedSocket here
 full_since = -10            # when we last said that there is no room

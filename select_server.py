@@ -10,6 +10,7 @@ nothing is read from it. select looks through all sockets at each call, and cann
 Run it:  python select_server.py --trace      Talk to it:  python client.py --port 8083
 """
 import argparse
+import errno
 import os
 import select
 import signal
@@ -50,10 +51,9 @@ def accept(server):
     """Take the client that waits."""
     try:
         conn, addr = server.accept()
-    except (BlockingIOError, ConnectionError):      # gone before we came (accept(2), ECONNABORTED)
-        return
-    except OSError as error:
-        rest(server, error)
+    except OSError as error:        # any other error is of a client that has gone before we came
+        if error.errno in NO_ROOM:
+            rest(server, error)
         return
     try:
         select.select(rlist + wlist + [conn], [], [], 0)    # can it be watched at all?
@@ -114,6 +114,9 @@ def rest(server, error):
     """There is no room for another client. The listener stays "ready", so for a moment nobody may watch it."""
     global resting
     say_full(error)
+    if rlist + wlist == [server]:   # nobody else is there, and Windows cannot wait for nothing
+        time.sleep(MOMENT)
+        return
     rlist.remove(server)
     resting = time.monotonic() + MOMENT
 
@@ -168,6 +171,7 @@ wait = select.select        # --trace puts traced_wait here
 # ---- from here to the end of `run`: what every server has, the same to the letter ----
 
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
 Socket = socket.socket      # --trace puts TracedSocket here
 full_since = -10            # when we last said that there is no room

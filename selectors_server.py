@@ -12,6 +12,7 @@ Every recv adds --suffix to its answer: TCP has no messages, so count the suffix
 Run it:  python selectors_server.py --trace      Talk to it:  python client.py --port 8088
 """
 import argparse
+import errno
 import os
 import select
 import selectors
@@ -45,10 +46,9 @@ def accept(server, mask):
     """Take the client that waits."""
     try:
         conn, addr = server.accept()
-    except (BlockingIOError, ConnectionError):      # gone before we came (accept(2), ECONNABORTED)
-        return
-    except OSError as error:
-        rest(server, error)
+    except OSError as error:        # any other error is of a client that has gone before we came
+        if error.errno in NO_ROOM:
+            rest(server, error)
         return
     try:
         if isinstance(sel, selectors.SelectSelector):
@@ -107,6 +107,9 @@ def rest(server, error):
     """There is no room for another client. The listener stays "ready", so for a moment nobody may watch it."""
     global resting
     say_full(error)
+    if len(sel.get_map()) == 1:     # nobody else is there, and Windows cannot wait for nothing
+        time.sleep(MOMENT)
+        return
     sel.unregister(server)
     resting = time.monotonic() + MOMENT
 
@@ -162,6 +165,7 @@ def traced_wait(sel):
 # ---- from here to the end of `run`: what every server has, the same to the letter ----
 
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
 Socket = socket.socket      # --trace puts TracedSocket here
 full_since = -10            # when we last said that there is no room

@@ -15,6 +15,7 @@ conversation. --reply upper answers like every other server.
 Run it:  python socketserver_server.py      Talk to it:  python client.py --port 8081
 """
 import argparse
+import errno
 import os
 import signal
 import socket
@@ -56,16 +57,30 @@ class Careful:
         """accept(). Without room for another client wait a moment: serve_forever would try again at once, for ever."""
         try:
             return super().get_request()
-        except ConnectionError:     # gone before we came (accept(2), ECONNABORTED)
-            raise
-        except OSError as error:
-            say_full(error)
-            time.sleep(MOMENT)
+        except OSError as error:    # any other error is of a client that has gone before we came
+            if error.errno in NO_ROOM:
+                say_full(error)
+                time.sleep(MOMENT)
             raise
 
     def handle_error(self, request, client_address):
         """There was no thread or process for this client, and the class is about to close it."""
         say(f'refused {name(client_address)}: {sys.exc_info()[1]}', sys.stderr)
+
+
+class CarefulForking(Careful):
+    """The same for processes: no child is lost sight of, and none holds the port."""
+
+    def process_request(self, request, client_address):
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)      # no signal between fork and the note of the child
+        try:
+            super().process_request(request, client_address)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
+
+    def finish_request(self, request, client_address):
+        self.socket.close()     # we are in the child here: it needs no listener
+        super().finish_request(request, client_address)
 
 
 def serve(listener):
@@ -156,7 +171,7 @@ class Traced:
         self.socket = TracedSocket(fileno=self.socket.detach())
 
     def process_request(self, request, client_address):
-        draw(request.number, 'handle', f'begins, by process_request of {type(self).__mro__[3].__name__}')
+        draw(request.number, 'handle', f'begins, by process_request of {self.kind}')
         super().process_request(request, client_address)
 
     def shutdown_request(self, request):
@@ -167,6 +182,7 @@ class Traced:
 # ---- from here to the end of `run`: what every server has, the same to the letter ----
 
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
 Socket = socket.socket      # --trace puts TracedSocket here
 full_since = -10            # when we last said that there is no room
@@ -274,28 +290,33 @@ def listen(host, port, *bases):
         sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
 
 
+def at_terminal():
+    """Whether standard input is a terminal (on Windows NUL claims to be one too)."""
+    return sys.stdin and sys.stdin.isatty() and (os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__)
+
+
 def main():
     global answer, operator, server
     parser = arguments()
     parser.add_argument('--mode', choices=MODES, default='thread', help='who talks to a client (default %(default)s)')
     parser.add_argument('--reply', choices=['operator', 'upper'], help='who answers (default: operator at a terminal)')
     args = parser.parse_args()
-    base, model = MODES[args.mode]
+    careful, base, model = MODES[args.mode]
     if not hasattr(socketserver, base):
         sys.exit('--mode process needs os.fork, which this platform does not have; take --mode thread')
     answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
     sys.stdout.reconfigure(errors='backslashreplace')   # an old Windows console cannot show every text
-    if args.reply == 'operator' or not args.reply and sys.stdin and sys.stdin.isatty():
+    if args.reply == 'operator' or not args.reply and at_terminal():
         operator, model = Operator(), model + ', an operator answers'
-    bases = [Careful, getattr(socketserver, base)]
-    server = listen(args.host, args.port, *([Traced] if args.trace else []), *bases)
+    Traced.kind = base
+    server = listen(args.host, args.port, *([Traced] if args.trace else []), careful, getattr(socketserver, base))
     run(serve, server.socket, model)
 
 
 MODES = {
-    'thread': ('ThreadingTCPServer', 'socketserver, a thread for each client'),
-    'serial': ('TCPServer', 'socketserver, one client after the other'),
-    'process': ('ForkingTCPServer', 'socketserver, a process for each client'),
+    'thread': (Careful, 'ThreadingTCPServer', 'socketserver, a thread for each client'),
+    'serial': (Careful, 'TCPServer', 'socketserver, one client after the other'),
+    'process': (CarefulForking, 'ForkingTCPServer', 'socketserver, a process for each client'),
 }
 
 if __name__ == '__main__':

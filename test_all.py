@@ -65,7 +65,7 @@ def stall(sock):
     sock.setblocking(False)
     sent = bytearray()
     chunk = bytes(random.Random(2).choices(range(256), k=65536))
-    while select.select([], [sock], [], 0.2)[1] and len(sent) < 200 << 20:
+    while select.select([], [sock], [], 0.3)[1] and len(sent) < 200 << 20:
         try:
             sent += chunk[:sock.send(chunk)]
         except BlockingIOError:
@@ -313,7 +313,10 @@ class Contract:
             self.assertTrue(wait_until(lambda: not LINUX or len(client.family(server.pid)) == 4))
         children = client.family(server.pid)[1:] if LINUX else []
         start = time.monotonic()
-        server.process.send_signal(number)
+        try:
+            server.process.send_signal(number)
+        except OSError as error:
+            self.skipTest(f'no Ctrl-Break can be sent here: {error}')
         self.assertEqual(server.process.wait(PATIENCE), 0)
         self.assertLess(time.monotonic() - start, 3)
         self.assertEqual(rest(server), ['stopped'])
@@ -815,6 +818,7 @@ class TraceTest(ModelTest):
         """Return the lines that a server draws of such a conversation."""
         server = self.boot(script, '--trace', *arguments, *['--suffix='] * ('selectors' in script))
         with self.connect(server) as sock:
+            server.expect('joined')
             time.sleep(0.3)
             sock.sendall(say)
             receive(sock, len(say))
@@ -833,7 +837,7 @@ class TraceTest(ModelTest):
 
     def assert_waited(self, words):
         number, unit = words
-        self.assertTrue(0.15 < float(number) * {'s': 1, 'ms': 1e-3, 'us': 1e-6}[unit] < 3, words)
+        self.assertTrue(0.25 < float(number) * {'s': 1, 'ms': 1e-3, 'us': 1e-6}[unit] < 3, words)
 
     SPAN = r'([\d.]+) (s|ms|us)'
 
@@ -935,7 +939,7 @@ class ClientTest(ModelTest):
 
     def test_messages(self):
         server = self.boot('select_server.py')
-        long = 'x' * 100000
+        long = 'x' * 20000
         ended = self.client(server, '-m', 'hello', '-m', '  ', '-m', 'größe', '-m', long)
         self.assertEqual(ended.stdout.decode().split(), ['HELLO', 'GRößE', long.upper()])
         self.assertEqual((ended.returncode, ended.stderr), (0, b''))
@@ -1050,11 +1054,11 @@ class LoadTest(ModelTest):
             self.assertGreater(report['requests'], 5)
 
     def test_one_wrong_byte_is_an_error(self):
-        """A server that flips one byte in a thousand makes it report errors and exit with 1."""
+        """A server that flips one byte now and then makes it report errors and exit with 1."""
         path = altered(self, 'select_server.py', 'answer = bytes.upper ', '''
 import random
 def answer(data):
-    return data.upper() if random.random() > 0.01 else bytes([data[0] ^ 1]) + data.upper()[1:]
+    return data.upper() if random.random() > 0.1 else bytes([data[0] ^ 1]) + data.upper()[1:]
 default = bytes.upper ''')
         ended, report = self.load(self.boot(path))
         self.assertEqual(ended.returncode, 1)
@@ -1066,8 +1070,8 @@ default = bytes.upper ''')
 
     def test_server_dies(self):
         server = self.boot('select_server.py')
-        threading.Timer(0.5, server.process.kill).start()
-        ended = run('client.py', 'load', '--port', str(server.address[1]), '--seconds', '5', '--json')
+        threading.Timer(0.8 if POSIX else 4, server.process.kill).start()
+        ended = run('client.py', 'load', '--port', str(server.address[1]), '--seconds', '10', '--json')
         self.assertEqual(ended.returncode, 1)
         self.assertTrue(client.json.loads(ended.stdout)['errors'])
 
@@ -1133,7 +1137,7 @@ class BadServerTest(unittest.TestCase):
 
     def test_each_sin_is_caught(self):
         for name, (old, new) in self.SINS.items():
-            if POSIX or name not in ('test_out_of_descriptors', 'test_sigterm', 'test_starts_again_on_the_same_port'):
+            if LINUX or name not in ('test_out_of_descriptors', 'test_sigterm', 'test_starts_again_on_the_same_port', 'test_idle'):
                 with self.subTest(name):
                     self.assertTrue(self.caught(name, altered(self, 'select_server.py', old, new)), f'{name} does not see it')
 
