@@ -587,13 +587,15 @@ class Server:
         self.name = ' '.join([script, *arguments])
         with SignalsLater():            # or a Ctrl-C now could leave a server that nobody knows of
             self.process = subprocess.Popen(command, **options)
+            self.readers = []
             Server.running.add(self)
         self.pid = self.process.pid
         self.lines, self.seen = queue.Queue(), []
         streams = [stream for stream in (self.process.stdout, self.process.stderr) if stream]
         self.open = len(streams)
-        for stream in streams:
-            threading.Thread(target=self.collect, args=(stream,), daemon=True).start()
+        self.readers = [threading.Thread(target=self.collect, args=(stream,), daemon=True) for stream in streams]
+        for reader in self.readers:
+            reader.start()
         try:
             host, port = self.expect(r'listening on (\S+):(\d+)', timeout).groups()
             self.address = host.strip('[]'), int(port)
@@ -628,8 +630,10 @@ class Server:
         """End it: politely first, which also ends its children."""
         if self.process.poll() is None:
             self.process.terminate()
+            for reader in self.readers:     # they end when it does, and tell sooner than process.wait would
+                reader.join(3)
             try:
-                self.process.wait(3)
+                self.process.wait(0.1 if self.readers else 3)
             except subprocess.TimeoutExpired:
                 self.process.kill()
         Server.running.discard(self)
