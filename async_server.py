@@ -230,15 +230,22 @@ class Ring:
     def close(self):
         """Cancel what is in flight and wait until the kernel has let go of it: each submission has one completion."""
         words = self.words
+        for task in self.tasks:         # one by one: the kernel finds each at once
+            self.cancel(task, 0)
         while words[self.sq_head] != words[self.cq_tail]:
-            cancel_all = struct.pack('QiIqq32x', 0, -1, IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY, -1, -1)
-            try:
-                self.register(IORING_REGISTER_SYNC_CANCEL, cancel_all)      # struct io_uring_sync_cancel_reg
-            except OSError:
-                pass                                    # all of it is on its way
             words[self.cq_head] = words[self.cq_tail]
-            self.call(IO_URING_ENTER, self.fd, 0, 0, IORING_ENTER_GETEVENTS)
+            left = min(words[self.sq_head] - words[self.cq_tail] & 0xffffffff, CQ_ENTRIES)
+            try:
+                self.call(IO_URING_ENTER, self.fd, 0, left, IORING_ENTER_GETEVENTS)
+            except InterruptedError:    # by the timer of `run`: should one be left, look for it in the slow way
+                self.cancel(0, IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY)
         os.close(self.fd)
+
+    def cancel(self, task, flags):
+        try:        # struct io_uring_sync_cancel_reg: addr, fd, flags, timeout (none)
+            self.register(IORING_REGISTER_SYNC_CANCEL, struct.pack('QiIqq32x', task, -1, flags, -1, -1))
+        except OSError:
+            pass    # it has been completed already
 
     def register(self, opcode, argument):
         self.call(IO_URING_REGISTER, self.fd, opcode, id(argument) + HEADER, 1)
@@ -390,7 +397,7 @@ def arguments():
 def stop(signum, frame):
     """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
     for number in STOPPERS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
     raise KeyboardInterrupt
 
 

@@ -67,8 +67,7 @@ def converse(sock, messages, quiet):
         if not message.strip():
             continue
         if message.strip() == b'exit':
-            sock.setblocking(True)
-            sock.sendall(b'exit')
+            exchange(sock, b'exit', 0)
             return
         reply, open_ = exchange(sock, message, quiet)
         if reply:
@@ -83,7 +82,7 @@ def typed(sock):
     while True:
         print('>>: ', end='', flush=True)
         if os.name == 'posix':      # on Windows select takes sockets only; there the next message notices
-            if sock in select.select([stdin, sock], [], [])[0] and not sock.recv(1, socket.MSG_PEEK):
+            if sock in select.select([stdin, sock], [], [])[0] and closed(sock):
                 print()
                 sys.exit('the server has closed the connection')
         line = stdin.readline()
@@ -93,14 +92,26 @@ def typed(sock):
         yield line.strip()
 
 
-def exchange(sock, message, quiet):
+def closed(sock):
+    """Whether a socket that is ready to be read has come to its end."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def exchange(sock, message, quiet, limit=math.inf):
     """Send MESSAGE; return all that comes until the line has been quiet for QUIET seconds, and whether it is still open.
+
+    A line that is never quiet is left after LIMIT seconds; with QUIET 0 nothing is waited for at all.
 
     It reads while it sends: a server may well answer the beginning before it has read the end, and would be stuck.
     """
     sock.setblocking(False)
-    reply, rest = [], memoryview(message)
-    while True:
+    reply, rest, end = [], memoryview(message), time.monotonic() + limit
+    while rest or quiet and time.monotonic() < end:
         rl, wl, xl = select.select([sock], [sock] if rest else [], [], quiet if reply and not rest else STEP)
         try:
             if wl:
@@ -114,11 +125,14 @@ def exchange(sock, message, quiet):
         if rl and not reply[-1]:
             return b''.join(reply), False
         if reply and not rest and not rl:
-            return b''.join(reply), True
+            break
+    return b''.join(reply), True
 
 
 def show(reply):
     """Print a reply: on a terminal with its control characters escaped, elsewhere as it is."""
+    if not sys.stdout:
+        return
     if sys.stdout.isatty():
         text = reply.decode('utf-8', 'replace')
         print(''.join(each if each.isprintable() else each.encode('unicode_escape').decode() for each in text), flush=True)
@@ -131,27 +145,40 @@ def pipe(sock):
     """Standard input goes to the server, and what comes back to standard output, both at once."""
     sent_all = threading.Event()
     threading.Thread(target=feed, args=(sock, sent_all), daemon=True).start()
-    try:
-        while True:
-            if not select.select([sock], [], [], STEP)[0]:
-                continue
+    while True:
+        if not select.select([sock], [], [], STEP)[0]:
+            continue
+        try:
             data = sock.recv(65536)
-            if not data:
-                break
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-    except BrokenPipeError:     # nobody reads our output any more (`| head -c 10`)
-        os._exit(1)
+        except OSError:
+            sent_all.clear()    # reset: whatever we have sent, not all of it was answered
+            break
+        if not data:
+            break
+        put_out(data)
     if not sent_all.is_set():
         leave('the server has closed the connection before it had everything', 1)
     leave()
 
 
+def put_out(data):
+    """Write DATA to standard output, past Python's buffers: a thread that they block on would spoil our leaving."""
+    while data and sys.stdout:
+        try:
+            data = data[os.write(1, data):]
+        except BlockingIOError:     # somebody has made it non-blocking
+            select.select([], [1], [])
+        except BrokenPipeError:     # nobody reads our output any more (`| head -c 10`)
+            leave(status=1)
+        except OSError as error:
+            leave(f'cannot write to standard output: {error.strerror}', 1)
+
+
 def feed(sock, sent_all):
     """Send all of standard input, then half-close: the server answers what it has, and closes."""
     try:
-        while sys.stdin:
-            data = sys.stdin.buffer.read1(65536)
+        while True:
+            data = take_in()
             if not data:
                 break
             sock.sendall(data)
@@ -159,6 +186,18 @@ def feed(sock, sent_all):
         sock.shutdown(socket.SHUT_WR)
     except OSError:
         pass                    # the main thread sees it too, and says so
+
+
+def take_in():
+    """Return the next bytes of standard input, b'' at its end."""
+    while sys.stdin:
+        try:
+            return os.read(0, 65536)
+        except BlockingIOError:     # somebody has made it non-blocking
+            select.select([0], [], [])
+        except OSError as error:
+            leave(f'cannot read standard input: {error.strerror}', 1)
+    return b''
 
 
 def hang_up(sock):
@@ -187,7 +226,7 @@ TEXT = bytes(random.Random(1).choices(range(256), k=1 << 20))       # what is se
 
 class Caller:
     """One connection of the load."""
-    __slots__ = 'sock', 'number', 'asked', 'since', 'rest', 'want', 'came', 'answered'
+    __slots__ = 'sock', 'number', 'asked', 'since', 'rest', 'want', 'came', 'answered'       # rest: not sent yet
 
 
 class Load:
@@ -248,9 +287,9 @@ class Load:
         """Send the next message."""
         start = (caller.number * 7919 + caller.asked * 104729) % (len(self.text) - self.size + 1)
         caller.asked += 1
-        caller.rest = self.text[start:start + self.size]
+        caller.rest = memoryview(self.text)[start:start + self.size]
         caller.want = self.upper[start:start + self.size]
-        caller.came = b''
+        caller.came = bytearray()
         if not self.reconnect:
             caller.since = time.perf_counter()
         self.send(caller)
@@ -362,7 +401,10 @@ def learn_suffix(host, port):
                 raise OSError('it closed the connection')
         except OSError as error:
             sys.exit(f'no answer from {host}, port {port}: {error} (does it talk to somebody else, or by an operator?)')
-        return exchange(sock, b'', 0.1)[0][len(b'suffix?'):]
+        suffix = exchange(sock, b'', 0.1, 5)[0][len(b'suffix?'):]
+    if not TEXT.translate(None, suffix + suffix.lower()):
+        sys.exit(f'{host}, port {port}, adds {len(suffix)} bytes to an answer of 7: that is none of these servers')
+    return suffix
 
 
 def sit(address, number):
@@ -489,7 +531,10 @@ def cpu(pid):
     if pid is None or os.name != 'posix':
         return None
     if PROC:
-        ticks = sum(map(int, stat(pid)[13:15]))     # of children that have ended and were waited for
+        try:
+            ticks = sum(map(int, stat(pid)[13:15]))     # of children that have ended and were waited for
+        except OSError:
+            return None                 # it has ended
         return ticks / os.sysconf('SC_CLK_TCK') + sum(map(cpu_clock, family(pid)))
     total = 0
     for line in ps('-o', 'time=', '-p', ','.join(map(str, family(pid)))):
@@ -527,7 +572,13 @@ def threads(pid):
     """Return how many threads PID and its children have, or None."""
     if not PROC:
         return None
-    return sum(len(os.listdir(f'/proc/{each}/task')) for each in family(pid))
+    total = 0
+    for each in family(pid):
+        try:
+            total += len(os.listdir(f'/proc/{each}/task'))
+        except OSError:
+            pass                        # it has just ended
+    return total
 
 
 def minus(after, before):
@@ -959,6 +1010,8 @@ def judge(figures):
             verdict = 'holds here' if holds else 'does not hold here'
         except Unknown as why:
             verdict, bearing = 'could not be measured', str(why)
+        except (ValueError, ZeroDivisionError):
+            verdict, bearing = 'could not be measured', 'too few servers or clients could be measured'
         judged.append({'section': section, 'claim': claim, 'verdict': verdict, 'figures': bearing})
     return judged
 
@@ -988,7 +1041,7 @@ def compare(args):
 def interrupt(number, frame):
     """The first Ctrl-C or SIGTERM ends the comparison; the next must not disturb the cleaning up."""
     for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, signal.SIG_IGN)
+        signal.signal(each, lambda *_: None)
     raise KeyboardInterrupt
 
 
@@ -1150,12 +1203,17 @@ def main():
             stream.reconfigure(errors='backslashreplace')       # an old Windows console cannot show every text
     args = parse_arguments(sys.argv[1:])
     try:
-        sys.exit({'chat': chat, 'load': load, 'compare': compare}[args.command](args))
+        status = {'chat': chat, 'load': load, 'compare': compare}[args.command](args)
+        if sys.stdout:
+            sys.stdout.flush()
+        sys.exit(status)
     except KeyboardInterrupt:
         print(file=sys.stderr)
         leave(status=130)
     except BrokenPipeError:     # nobody reads our output any more
         leave(status=1)
+    except OSError as error:
+        leave(f'cannot go on: {error.strerror or error}', 1)
 
 
 if __name__ == '__main__':

@@ -237,7 +237,7 @@ def arguments():
 def stop(signum, frame):
     """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
     for number in STOPPERS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
     raise KeyboardInterrupt
 
 

@@ -79,7 +79,10 @@ class CarefulForking(Careful):
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
 
     def finish_request(self, request, client_address):
-        self.socket.close()     # we are in the child here: it needs no listener
+        self.socket.close()     # we are in the child here: it needs no listener, and may die at once
+        for number in STOPPERS:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
         super().finish_request(request, client_address)
 
 
@@ -254,7 +257,7 @@ def arguments():
 def stop(signum, frame):
     """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
     for number in STOPPERS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
     raise KeyboardInterrupt
 
 
@@ -305,8 +308,9 @@ def main():
     if not hasattr(socketserver, base):
         sys.exit('--mode process needs os.fork, which this platform does not have; take --mode thread')
     answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
-    sys.stdout.reconfigure(errors='backslashreplace')   # an old Windows console cannot show every text
-    if args.reply == 'operator' or not args.reply and at_terminal():
+    if sys.stdout:
+        sys.stdout.reconfigure(errors='backslashreplace')       # an old Windows console cannot show every text
+    if sys.stdin and args.reply == 'operator' or not args.reply and at_terminal():
         operator, model = Operator(), model + ', an operator answers'
     Traced.kind = base
     server = listen(args.host, args.port, *([Traced] if args.trace else []), careful, getattr(socketserver, base))

@@ -319,6 +319,8 @@ class Contract:
             server.process.send_signal(number)
         except OSError as error:
             self.skipTest(f'no Ctrl-Break can be sent here: {error}')
+        if POSIX:
+            server.process.send_signal(signal.SIGTERM)      # somebody is impatient
         self.assertEqual(server.process.wait(self.patience), 0)
         self.assertLess(time.monotonic() - start, 3)
         self.assertEqual(rest(server), ['stopped'])
@@ -630,6 +632,18 @@ class AsyncModelTest(ModelTest):
     def test_platform_without_io_uring(self):
         self.assertIn('no io_uring: it needs Linux', self.boot('async_server.py').seen[0])
         self.assertEqual(run('async_server.py', '--engine', 'io_uring').returncode, 1)
+
+    @unittest.skipIf(no_ring, 'no io_uring here')
+    def test_ctrl_c_with_thousands_in_flight(self):
+        number = min(4000, client.file_limit() - 100)
+        server = self.boot('async_server.py', '--engine', 'io_uring')
+        idle, errors = client.sit(client.resolve(*server.address), number)
+        self.addCleanup(lambda: [sock.close() for sock in idle])
+        self.assertTrue(client.answered(idle[-1:], PATIENCE))
+        start = time.monotonic()
+        server.process.send_signal(signal.SIGINT)
+        self.assertEqual(server.process.wait(PATIENCE), 0)
+        self.assertLess(time.monotonic() - start, 2)
 
     @unittest.skipIf(no_ring, 'no io_uring here')
     def test_auto_takes_io_uring(self):
@@ -971,6 +985,32 @@ class ClientTest(ModelTest):
         ended = self.client(self.listen(lambda conn: conn.recv(100)), '-m', 'hello', '-m', 'again')
         self.assertEqual((ended.returncode, ended.stdout), (1, b''))
         self.assertEqual(ended.stderr.split(), b'the server has closed the connection'.split())
+
+    def test_server_resets_a_pipe(self):
+        def converse(conn):
+            conn.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            conn.recv(100)
+        process = subprocess.Popen([sys.executable, 'client.py', '--port', str(self.listen(converse).address[1])], cwd=FOLDER,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdin.write(b'hi')
+        process.stdin.flush()
+        self.assertEqual(process.wait(PATIENCE), 1)     # though its input has not ended
+        self.assertEqual(process.communicate()[1].split(), b'the server has closed the connection before it had everything'.split())
+
+    @unittest.skipUnless(POSIX, 'needs POSIX pipes')
+    def test_pipe_into_a_slow_reader(self):
+        """Standard output may be a pipe that takes little at a time, and say so (O_NONBLOCK)."""
+        data = bytes(random.Random(6).choices(range(256), k=1 << 20))
+        server = self.boot('select_server.py')
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        process = subprocess.Popen([sys.executable, 'client.py', '--port', str(server.address[1])], cwd=FOLDER,
+                                   stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE)
+        os.close(writing)
+        threading.Thread(target=lambda: (process.stdin.write(data), process.stdin.close())).start()
+        with open(reading, 'rb') as file, process.stderr:
+            self.assertTrue(file.read() == data.upper())
+            self.assertEqual((process.stderr.read(), process.wait(PATIENCE)), (b'', 0))
 
     def test_reply_in_pieces(self):
         """A reply is all that comes until the line goes quiet; half a character is not the end of it."""
