@@ -221,7 +221,7 @@ def leave(line=None, status=0):
 
 # ---- load ----
 
-TEXT = bytes(random.Random(1).choices(range(256), k=1 << 20))       # what is sent: pieces of this, never the same twice
+TEXT = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, 'little')       # what is sent: pieces of this, never the same twice
 
 
 class Caller:

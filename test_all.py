@@ -61,11 +61,15 @@ def ask(sock, data=b'hello'):
     return receive(sock, len(data))
 
 
+def some_bytes(count):
+    return random.Random(count).getrandbits(8 * count).to_bytes(count, 'little')
+
+
 def stall(sock, quiet=0.12):
     """Send to a server until nothing has gone for QUIET seconds, and read nothing; return what was sent."""
     sock.setblocking(False)
     sent = bytearray()
-    chunk = bytes(random.Random(2).choices(range(256), k=65536))
+    chunk = some_bytes(65536)
     while select.select([], [sock], [], quiet)[1] and len(sent) < 200 << 20:
         try:
             sent += chunk[:sock.send(chunk)]
@@ -164,7 +168,7 @@ class Contract:
 
     def test_every_byte_in_order(self):
         """2 MB in pieces of all sizes, then half-close: all of it comes back, and then the end."""
-        data = bytes(random.Random(3).choices(range(256), k=2 << 20))
+        data = some_bytes(2 << 20)
         sock = self.connect()
 
         def send():
@@ -962,7 +966,7 @@ class ClientTest(ModelTest):
 
     def test_pipe(self):
         """30 MB of random bytes through every server, byte for byte."""
-        data = random.Random(5).getrandbits(8 * (30 << 20)).to_bytes(30 << 20, 'little')
+        data = some_bytes(30 << 20)
         for script in SCRIPTS:
             with self.subTest(script=script):
                 server = self.boot(script, *(['--suffix='] if 'selectors' in script else []))
@@ -1000,7 +1004,7 @@ class ClientTest(ModelTest):
     @unittest.skipUnless(POSIX, 'needs POSIX pipes')
     def test_pipe_into_a_slow_reader(self):
         """Standard output may be a pipe that takes little at a time, and say so (O_NONBLOCK)."""
-        data = bytes(random.Random(6).choices(range(256), k=1 << 20))
+        data = some_bytes(1 << 20)
         server = self.boot('select_server.py')
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
