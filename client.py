@@ -1093,9 +1093,12 @@ def show_progress(step, steps, what):
 
 
 def machine():
-    import platform
-    return f'{platform.python_implementation()} {platform.python_version()}, {platform.system()} {platform.release()} ' \
-           f'{platform.machine()}, {os.cpu_count()} processors'
+    if hasattr(os, 'uname'):
+        system = '{0.sysname} {0.release} {0.machine}'.format(os.uname())
+    else:
+        system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
+    name = sys.implementation.name.replace('cpython', 'CPython')
+    return f'{name} {sys.version.split()[0]}, {system}, {os.cpu_count()} processors'
 
 
 def span(seconds):
