@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 
 PORT = 8084             # next to those of the notes, which have no listing for this model
 BUFSIZE = 32768         # bytes that one recv takes at most
@@ -59,7 +60,6 @@ def serve_io_uring(server):
 
 def serve_asyncio(server):
     """The loop is asyncio's own: on Windows IOCP, elsewhere a selector."""
-    import asyncio      # slow to import, so only where it is needed
     server.setblocking(False)
     loop = asyncio.new_event_loop()
     words = 'submitted in {}, went on; completed after {}, in place: '
@@ -438,7 +438,7 @@ def listen(host, port):
 
 
 def main():
-    global answer, traced, ring
+    global answer, traced, ring, asyncio
     parser = arguments()
     parser.add_argument('--engine', default='auto', choices=['auto', 'io_uring', 'asyncio'],
                         help='auto: io_uring where the kernel permits it, otherwise asyncio')
@@ -454,7 +454,11 @@ def main():
         model += f'; no io_uring: {error}'
     answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
     traced = TracedLoop if args.trace else lambda loop, words: loop
-    run(serve, listen(args.host, args.port), model)
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited')     # if Ctrl-C comes just before the await
+    server = listen(args.host, args.port)
+    if serve is serve_asyncio:
+        import asyncio      # slow to import: so only where it is needed, and when the socket stands
+    run(serve, server, model)
 
 
 if __name__ == '__main__':
