@@ -82,7 +82,7 @@ IORING_CQE_BUFFER_SHIFT = 16
 io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, len, user_data
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
-SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 256   # powers of two
+SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024      # powers of two
 STRIDE = BUFSIZE + 64                   # at equal distances the buffers would fall into the same cache lines
 HEADER = bytes.__basicsize__ - 1        # where the bytes begin in a bytes object of CPython, counted from its id
 
@@ -120,18 +120,18 @@ class Ring:
         self.provide_buffers()
 
     def provide_buffers(self):
-        """Give the kernel a ring of buffers. It takes one when data comes, so that idle clients need none."""
+        """Make a ring of buffers, as yet empty. The kernel takes one when data comes, so that idle clients need none."""
         self.buffers = mmap.mmap(-1, BUFFERS * STRIDE)
         self.buffer_ring = mmap.mmap(-1, BUFFERS * io_uring_buf.size)
         first, ring = (ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in (self.buffers, self.buffer_ring))
         self.buffer = [io_uring_buf.pack(first + bid * STRIDE, BUFSIZE, bid) for bid in range(BUFFERS)]
-        self.unused, self.buffer_tail = list(self.buffer), 0
+        self.spare, self.unused, self.buffer_tail = self.buffer[:], [], 0
         self.register(IORING_REGISTER_PBUF_RING, struct.pack('QI28x', ring, BUFFERS))       # struct io_uring_buf_reg
 
     @types.coroutine
     def sock_accept(self, server):
         self.queue.append(io_uring_sqe.pack(IORING_OP_ACCEPT, 0, server.fileno(), 0, 0, self.current))
-        _, res, _ = yield
+        self.current, res, _ = yield    # the completion: whose it is, what came of it, flags
         if res < 0:
             raise OSError(-res, os.strerror(-res))
         conn = socket.socket(server.family, server.type, server.proto, fileno=res)
@@ -144,7 +144,7 @@ class Ring:
     def sock_recv(self, conn, size):
         while True:
             self.queue.append(io_uring_sqe.pack(IORING_OP_RECV, IOSQE_BUFFER_SELECT, conn.fileno(), 0, size, self.current))
-            _, res, flags = yield
+            self.current, res, flags = yield
             if res > 0:
                 bid = flags >> IORING_CQE_BUFFER_SHIFT
                 self.unused.append(self.buffer[bid])    # the kernel gets it back in the next round; it is copied now
@@ -152,26 +152,28 @@ class Ring:
                 return self.buffers[start:start + res]
             if res == 0:
                 return b''
-            if res != -errno.ENOBUFS:                   # else all buffers were in use: there are some again by now
+            if res != -errno.ENOBUFS:
                 raise OSError(-res, os.strerror(-res))
+            if self.spare:      # there was no buffer left: one more, and ask again (few buffers stay in the cache)
+                self.unused.append(self.spare.pop())
 
     @types.coroutine
     def sock_sendall(self, conn, data):
-        start, left = id(data) + HEADER, len(data)
         while True:
-            self.queue.append(io_uring_sqe.pack(IORING_OP_SEND, 0, conn.fileno(), start, left, self.current))
-            _, res, _ = yield
-            if res == left:
+            self.queue.append(io_uring_sqe.pack(IORING_OP_SEND, 0, conn.fileno(), id(data) + HEADER, len(data),
+                                                self.current))
+            self.current, res, _ = yield
+            if res == len(data):
                 return
             if res < 0:
                 raise OSError(-res, os.strerror(-res))
-            start, left = start + res, left - res       # the kernel took less than all
+            data = data[res:]       # the kernel took less than all
 
     @types.coroutine
     def sleep(self, seconds):
         timespec = struct.pack('qq', int(seconds), int(seconds % 1 * 1e9))
         self.queue.append(io_uring_sqe.pack(IORING_OP_TIMEOUT, 0, -1, id(timespec) + HEADER, 1, self.current))
-        yield
+        self.current, _, _ = yield
 
     def create_task(self, coroutine):
         """Run COROUTINE up to its first await; its completion will resume it."""
@@ -189,11 +191,10 @@ class Ring:
             while True:
                 self.enter()
                 for completion in self.completions():
-                    self.current = task = completion[0]
                     try:
-                        tasks[task](completion)
+                        tasks[completion[0]](completion)
                     except StopIteration:
-                        del tasks[task]
+                        del tasks[completion[0]]
         finally:
             self.close()
 
