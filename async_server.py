@@ -116,6 +116,7 @@ class Ring:
         self.sqes = mmap.mmap(self.fd, SQ_ENTRIES * io_uring_sqe.size, offset=IORING_OFF_SQES)
         self.queue = []         # what the next round submits
         self.tasks = {}         # user_data of an entry: the `send` of the coroutine that waits for its completion
+        self.tail = self.head = 0       # of the submission queue where we write, of the completion queue where we read
         self.current = self.created = 0
         self.provide_buffers()
 
@@ -123,6 +124,7 @@ class Ring:
         """Make a ring of buffers, as yet empty. The kernel takes one when data comes, so that idle clients need none."""
         self.buffers = mmap.mmap(-1, BUFFERS * STRIDE)
         self.buffer_ring = mmap.mmap(-1, BUFFERS * io_uring_buf.size)
+        self.buffer_words = memoryview(self.buffer_ring).cast('H')
         first, ring = (ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in (self.buffers, self.buffer_ring))
         self.buffer = [io_uring_buf.pack(first + bid * STRIDE, BUFSIZE, bid) for bid in range(BUFFERS)]
         self.spare, self.unused, self.buffer_tail = self.buffer[:], [], 0
@@ -200,17 +202,16 @@ class Ring:
 
     def enter(self):
         """One system call: submit what the coroutines have asked for, and wait until something is completed."""
-        words = self.words
         if self.unused:
             put(self.buffer_ring, io_uring_buf.size, self.buffer_tail, self.unused)
             self.buffer_tail = self.buffer_tail + len(self.unused) & 0xffff
-            struct.pack_into('H', self.buffer_ring, 14, self.buffer_tail)   # it lies in the first entry's last bytes
+            self.buffer_words[7] = self.buffer_tail     # struct io_uring_buf_ring: it lies in the first entry's last bytes
             self.unused.clear()
-        waiting = words[self.sq_tail] - words[self.sq_head] & 0xffffffff    # the kernel did not take these last time
+        waiting = self.tail - self.words[self.sq_head] & 0xffffffff     # the kernel did not take these last time
         batch = self.queue[:SQ_ENTRIES - waiting]
         del self.queue[:SQ_ENTRIES - waiting]           # with more than the queue holds, the next round comes at once
-        put(self.sqes, io_uring_sqe.size, words[self.sq_tail], batch)
-        words[self.sq_tail] = words[self.sq_tail] + len(batch) & 0xffffffff
+        put(self.sqes, io_uring_sqe.size, self.tail, batch)
+        self.words[self.sq_tail] = self.tail = self.tail + len(batch) & 0xffffffff
         try:
             self.call(IO_URING_ENTER, self.fd, waiting + len(batch), not self.queue, IORING_ENTER_GETEVENTS)
         except OSError as error:        # a signal came, or the kernel has no room before we have read the completions
@@ -219,14 +220,14 @@ class Ring:
 
     def completions(self):
         """Return what the kernel has completed since the last time: (user_data, res, flags) of each."""
-        head, tail = self.words[self.cq_head], self.words[self.cq_tail]
-        first, last = (self.cqes + end % CQ_ENTRIES * io_uring_cqe.size for end in (head, tail))
+        head, tail = self.head, self.words[self.cq_tail]
+        self.words[self.cq_head] = self.head = tail
+        first = self.cqes + head % CQ_ENTRIES * io_uring_cqe.size
+        last = self.cqes + tail % CQ_ENTRIES * io_uring_cqe.size
         if first < last or head == tail:
-            entries = self.rings[first:last]
-        else:
-            entries = self.rings[first:self.cqes + CQ_ENTRIES * io_uring_cqe.size] + self.rings[self.cqes:last]
-        self.words[self.cq_head] = tail
-        return io_uring_cqe.iter_unpack(entries)
+            return io_uring_cqe.iter_unpack(self.rings[first:last])
+        end = self.cqes + CQ_ENTRIES * io_uring_cqe.size
+        return io_uring_cqe.iter_unpack(self.rings[first:end] + self.rings[self.cqes:last])
 
     def close(self):
         """Cancel what is in flight and wait until the kernel has let go of it: each submission has one completion."""
@@ -251,8 +252,8 @@ class Ring:
     def register(self, opcode, argument):
         self.call(IO_URING_REGISTER, self.fd, opcode, id(argument) + HEADER, 1)
 
-    def call(self, number, *arguments):
-        result = self.syscall(number, *arguments, *[0] * (6 - len(arguments)))
+    def call(self, number, first, second, third=0, fourth=0):
+        result = self.syscall(number, first, second, third, fourth, 0, 0)
         if result < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
@@ -261,9 +262,11 @@ class Ring:
 def put(ring, size, tail, entries):
     """Copy ENTRIES of SIZE bytes into the memory of a RING, from slot TAIL on; after its last slot comes its first."""
     data, start = b''.join(entries), tail * size % len(ring)
-    end = min(start + len(data), len(ring))
-    ring[start:end] = data[:end - start]
-    ring[:len(data) - end + start] = data[end - start:]
+    end = start + len(data)
+    if end > len(ring):
+        ring[:end - len(ring)] = data[len(ring) - end:]
+        data, end = data[:len(ring) - end], len(ring)
+    ring[start:end] = data
 
 
 def open_ring():
