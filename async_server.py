@@ -78,12 +78,12 @@ IORING_REGISTER_PBUF_RING, IORING_REGISTER_SYNC_CANCEL = 22, 24
 IORING_ASYNC_CANCEL_ALL, IORING_ASYNC_CANCEL_ANY = 1 << 0, 1 << 2
 IORING_OP_TIMEOUT, IORING_OP_ACCEPT, IORING_OP_SEND, IORING_OP_RECV = 11, 13, 26, 27
 IOSQE_BUFFER_SELECT = 1 << 5
-IORING_CQE_BUFFER_SHIFT = 16
+IORING_CQE_F_BUFFER, IORING_CQE_BUFFER_SHIFT = 1 << 0, 16
 io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, len, user_data
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
 SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024      # powers of two
-STRIDE = BUFSIZE + 64                   # at equal distances the buffers would fall into the same cache lines
+STRIDE = BUFSIZE + 64                   # a power of two apart, all buffers would begin in the same few sets of the cache
 HEADER = bytes.__basicsize__ - 1        # where the bytes begin in a bytes object of CPython, counted from its id
 
 
@@ -137,6 +137,7 @@ class Ring:
         if res < 0:
             raise OSError(-res, os.strerror(-res))
         conn = socket.socket(server.family, server.type, server.proto, fileno=res)
+        conn.set_inheritable(False)     # as Python's own accept does (PEP 446)
         try:
             return conn, conn.getpeername()
         except OSError:             # it has reset already
@@ -152,6 +153,8 @@ class Ring:
                 self.unused.append(self.buffer[bid])    # the kernel gets it back in the next round; it is copied now
                 start = bid * STRIDE
                 return self.buffers[start:start + res]
+            if flags & IORING_CQE_F_BUFFER:     # it had taken one all the same
+                self.unused.append(self.buffer[flags >> IORING_CQE_BUFFER_SHIFT])
             if res == 0:
                 return b''
             if res != -errno.ENOBUFS:
@@ -318,7 +321,7 @@ class TracedLoop:
         except StopIteration as end:
             result = end.value
         except OSError as error:
-            draw(number, call, f'ended after {since(start)}: {error.strerror}: it has left')
+            draw(number, call, f'ended after {since(start)}: {error.strerror}' + ': it has left' * (call != 'accept'))
             raise
         if call != 'accept':
             words = self.words.format(submitted, since(start)) if submitted else f'done at once, in {since(start)}: '
@@ -466,4 +469,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:       # before there was a server, while a name is looked up
+        sys.exit(1)

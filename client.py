@@ -163,7 +163,9 @@ def pipe(sock):
 
 def put_out(data):
     """Write DATA to standard output, past Python's buffers: a thread that they block on would spoil our leaving."""
-    while data and sys.stdout:
+    if not sys.stdout:
+        leave('cannot write to standard output: it is closed', 1)
+    while data:
         try:
             data = data[os.write(1, data):]
         except BlockingIOError:     # somebody has made it non-blocking
@@ -214,7 +216,7 @@ def hang_up(sock):
 
 def leave(line=None, status=0):
     """Exit at once: a thread may be blocked on standard input, which nothing ends."""
-    if line:
+    if line and sys.stderr:     # print(file=None) would write to standard output
         print(line, file=sys.stderr, flush=True)
     os._exit(status)
 
@@ -310,6 +312,8 @@ class Load:
         """Something has come (or can be sent): is the answer complete, and is it right?"""
         if caller.rest and mask & selectors.EVENT_WRITE:
             self.send(caller)
+            if not caller.sock:         # the server has gone meanwhile
+                return
             if not caller.rest:
                 self.sel.modify(caller.sock, selectors.EVENT_READ, self.sel.get_key(caller.sock).data)
         if not mask & selectors.EVENT_READ:
@@ -367,11 +371,11 @@ def load(args):
     work.errors.update(idle_errors)
     pid = listener(args.port) if args.host in ('127.0.0.1', '::1', 'localhost') else None
     before, own = cpu(pid), time.process_time()
-    seconds = work.run(args.connections, args.seconds, progress if sys.stderr.isatty() else lambda *_: None)
+    seconds = work.run(args.connections, args.seconds, progress if sys.stderr and sys.stderr.isatty() else lambda *_: None)
     used, own = minus(cpu(pid), before), time.process_time() - own
     work.close()
     work.errors.update(gone(idle))
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         print(file=sys.stderr)
     report = summary(work, seconds, args, used, own)
     print(json.dumps(report) if args.json else text(report, args), flush=True)
@@ -1089,7 +1093,7 @@ def attempt(figures, where, key, measurement):
 
 
 def show_progress(step, steps, what):
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         bar = '#' * (30 * step // steps)
         print(f'\r[{bar:<30}] {what:<40}', end='\r' if step < steps else '\n', file=sys.stderr, flush=True)
 
@@ -1206,8 +1210,8 @@ def main():
     for stream in sys.stdout, sys.stderr:
         if stream:
             stream.reconfigure(errors='backslashreplace')       # an old Windows console cannot show every text
-    args = parse_arguments(sys.argv[1:])
     try:
+        args = parse_arguments(sys.argv[1:])
         status = {'chat': chat, 'load': load, 'compare': compare}[args.command](args)
         if sys.stdout:
             sys.stdout.flush()
@@ -1219,6 +1223,8 @@ def main():
         leave(status=1)
     except OSError as error:
         leave(f'cannot go on: {error.strerror or error}', 1)
+    except MemoryError:
+        leave('there is not enough memory for so many bytes: take a smaller --size or fewer --connections', 1)
 
 
 if __name__ == '__main__':

@@ -283,4 +283,7 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:       # before there was a server, while a name is looked up
+        sys.exit(1)

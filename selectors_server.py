@@ -299,4 +299,7 @@ SELECTORS = {'default': 'DefaultSelector', 'epoll': 'EpollSelector', 'kqueue': '
              'devpoll': 'DevpollSelector', 'poll': 'PollSelector', 'select': 'SelectSelector'}
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:       # before there was a server, while a name is looked up
+        sys.exit(1)
