@@ -207,7 +207,8 @@ def hang_up(sock):
     try:
         sock.settimeout(1)
         sock.shutdown(socket.SHUT_WR)
-        while sock.recv(65536):
+        end = time.monotonic() + 1
+        while time.monotonic() < end and sock.recv(65536):
             pass
     except OSError:
         pass
@@ -364,7 +365,8 @@ def load(args):
     raise_file_limit(args.connections + args.idle + 20)
     if selectors.DefaultSelector is selectors.SelectSelector and args.connections > 500:
         sys.exit('this client has only select here, which watches 512 sockets: take at most 500 --connections')
-    address = resolve(args.host, args.port)
+    with connect(args.host, args.port) as sock:     # a name may have several addresses: the one that answers
+        address = sock.family, sock.getpeername()
     suffix = learn_suffix(args.host, args.port)
     idle, idle_errors = sit(address, args.idle)
     work = Load(address, args.size, suffix, args.reconnect)
@@ -1042,6 +1044,7 @@ def compare(args):
                           'failed': figures.failed, 'claims': judged}, indent=1))
     else:
         print(report_table(figures), report_claims(judged), sep='\n\n')
+    return 0 if figures.rows else 1
 
 
 def interrupt(number, frame):

@@ -123,8 +123,11 @@ class Operator:
     def ask(self, data, address):
         say(f'{name(address)} says {data.decode("utf-8", "replace")!r}')
         while True:
-            print(f'answer to {name(address)}>>: ', end='', flush=True)
-            line = self.stdin.readline()
+            try:
+                print(f'answer to {name(address)}>>: ', end='', flush=True)
+                line = self.stdin.readline()
+            except OSError:     # there is no terminal any more: that is not the client's fault
+                line = b''
             if not line:
                 raise EOFError
             if line.strip():
