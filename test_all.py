@@ -200,13 +200,13 @@ class Contract:
 
     def test_resets(self):
         """A client that resets, with an answer under way or without, costs only its own connection."""
-        for message in b'', b'x', b'x' * 300000:
+        for message in 2 * [b'', b'x', b'x' * 300000]:      # twice: on a busy machine a reset may arrive late
             with self.connect() as sock:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 if message:
                     sock.setblocking(False)
                     sock.send(message)
-        self.assert_serves()
+            self.assert_serves()
 
     def test_reset_while_stalled(self):
         with self.connect() as sock:
