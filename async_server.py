@@ -105,13 +105,12 @@ class Ring:
         params = (ctypes.c_uint32 * 30)()       # struct io_uring_params; from 10 on sq_off, from 20 on cq_off
         params[1] = CQ_ENTRIES
         params[2] = IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN
-        self.fd = -1
         self.fd = self.call(IO_URING_SETUP, SQ_ENTRIES, ctypes.addressof(params))
         self.sq_head, self.sq_tail, array = params[10] // 4, params[11] // 4, params[16] // 4
         self.cq_head, self.cq_tail, self.cqes = params[20] // 4, params[21] // 4, params[25]
         self.rings = mmap.mmap(self.fd, max(4 * (array + SQ_ENTRIES), self.cqes + io_uring_cqe.size * CQ_ENTRIES))
         self.words = memoryview(self.rings).cast('I')
-        for slot in range(SQ_ENTRIES):
+        for slot in range(SQ_ENTRIES):      # the kernel reads from this array which entry is next: slot n is entry n
             self.words[array + slot] = slot
         self.sqes = mmap.mmap(self.fd, SQ_ENTRIES * io_uring_sqe.size, offset=IORING_OFF_SQES)
         self.queue = []         # what the next round submits
@@ -159,7 +158,7 @@ class Ring:
                 return b''
             if res != -errno.ENOBUFS:
                 raise OSError(-res, os.strerror(-res))
-            if self.spare:      # there was no buffer left: one more, and ask again (few buffers stay in the cache)
+            if self.spare:      # there was no buffer left: one more, and ask again
                 self.unused.append(self.spare.pop())
 
     @types.coroutine
@@ -207,14 +206,14 @@ class Ring:
         """One system call: submit what the coroutines have asked for, and wait until something is completed."""
         if self.unused:
             put(self.buffer_ring, io_uring_buf.size, self.buffer_tail, self.unused)
-            self.buffer_tail = self.buffer_tail + len(self.unused) & 0xffff
+            self.buffer_tail = (self.buffer_tail + len(self.unused)) & 0xffff
             self.buffer_words[7] = self.buffer_tail     # struct io_uring_buf_ring: it lies in the first entry's last bytes
             self.unused.clear()
-        waiting = self.tail - self.words[self.sq_head] & 0xffffffff     # the kernel did not take these last time
+        waiting = (self.tail - self.words[self.sq_head]) & 0xffffffff     # the kernel did not take these last time
         batch = self.queue[:SQ_ENTRIES - waiting]
         del self.queue[:SQ_ENTRIES - waiting]           # with more than the queue holds, the next round comes at once
         put(self.sqes, io_uring_sqe.size, self.tail, batch)
-        self.words[self.sq_tail] = self.tail = self.tail + len(batch) & 0xffffffff
+        self.words[self.sq_tail] = self.tail = (self.tail + len(batch)) & 0xffffffff
         try:
             self.call(IO_URING_ENTER, self.fd, waiting + len(batch), not self.queue, IORING_ENTER_GETEVENTS)
         except OSError as error:        # a signal came, or the kernel has no room before we have read the completions
@@ -237,14 +236,13 @@ class Ring:
         words = self.words
         for task in self.tasks:         # one by one: the kernel finds each at once
             self.cancel(task, 0)
-        while words[self.sq_head] != words[self.cq_tail]:
+        while words[self.sq_head] != words[self.cq_tail]:       # taken in by the kernel, and completed, since the start
             words[self.cq_head] = words[self.cq_tail]
-            left = min(words[self.sq_head] - words[self.cq_tail] & 0xffffffff, CQ_ENTRIES)
+            left = min((words[self.sq_head] - words[self.cq_tail]) & 0xffffffff, CQ_ENTRIES)
             try:
                 self.call(IO_URING_ENTER, self.fd, 0, left, IORING_ENTER_GETEVENTS)
             except InterruptedError:    # by the timer of `run`: should one be left, look for it in the slow way
                 self.cancel(0, IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY)
-        os.close(self.fd)
 
     def cancel(self, task, flags):
         try:        # struct io_uring_sync_cancel_reg: addr, fd, flags, timeout (none)
@@ -334,7 +332,7 @@ class TracedLoop:
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
 NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here
+Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
 full_since = -10            # when we last said that there is no room
 
 
@@ -354,10 +352,11 @@ def since(start):
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=None):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`): that must not stop a server."""
+def say(line, file=sys.stdout):
+    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
     try:
-        print(line, file=file or sys.stdout, flush=True)
+        if file:
+            print(line, file=file, flush=True)
     except OSError:
         pass
 
@@ -379,6 +378,14 @@ def say_full(error):
     if time.monotonic() - full_since >= 10:
         full_since = time.monotonic()
         say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
+
+
+def slow(seconds):
+    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
+    def answer(data):
+        time.sleep(seconds)
+        return data.upper()
+    return answer
 
 
 def within(kind, low, high):
@@ -423,9 +430,12 @@ def run(serve, server, model):
             thread.start()
             while thread.is_alive():
                 thread.join(0.5)
+            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         say('stopped')
         os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
+    except OSError as error:
+        sys.exit(f'cannot serve any longer: {error.strerror or error}')
 
 
 def listen(host, port):
@@ -459,7 +469,7 @@ def main():
         if args.engine == 'io_uring':
             sys.exit(f'there is no io_uring here: {error}; take --engine asyncio')
         model += f'; no io_uring: {error}'
-    answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
+    answer = slow(args.work) if args.work else answer
     traced = TracedLoop if args.trace else lambda loop, words: loop
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited')     # if Ctrl-C comes just before the await
     server = listen(args.host, args.port)

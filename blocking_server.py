@@ -70,7 +70,7 @@ def serve_process(server):
                     server.close()
                     communicate(conn)
                     os._exit(0)
-                socket.socket.close(conn)   # the child has its own copy
+                conn.close()        # the child has its own copy
             except OSError as error:
                 refuse(conn, addr, f'no process for it ({error.strerror})')
     finally:
@@ -85,7 +85,8 @@ def serve_pool(server):
         for _ in range(pool_size):
             threading.Thread(target=worker, args=(clients,), daemon=True).start()
     except (RuntimeError, MemoryError) as error:
-        sys.exit(f'no pool of {pool_size} threads here ({error}); take a smaller --pool-size')
+        say(f'no pool of {pool_size} threads here ({error}); take a smaller --pool-size', sys.stderr)
+        os._exit(1)     # on Windows we are a thread ourselves: sys.exit would end only that
     while True:
         clients.put(accept_or_wait(server))
 
@@ -180,7 +181,7 @@ class TracedQueue(queue.SimpleQueue):
 
     def put(self, client):
         client[0].queued = time.perf_counter()
-        draw(client[0].number, 'queue', f'waits for a free worker, behind {self.qsize()} others')
+        draw(client[0].number, 'queue', f'put into it, {self.qsize()} before it')
         super().put(client)
 
     def get(self):
@@ -197,7 +198,7 @@ Queue = queue.SimpleQueue   # --trace puts TracedQueue here
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
 NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here
+Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
 full_since = -10            # when we last said that there is no room
 
 
@@ -217,10 +218,11 @@ def since(start):
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=None):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`): that must not stop a server."""
+def say(line, file=sys.stdout):
+    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
     try:
-        print(line, file=file or sys.stdout, flush=True)
+        if file:
+            print(line, file=file, flush=True)
     except OSError:
         pass
 
@@ -242,6 +244,14 @@ def say_full(error):
     if time.monotonic() - full_since >= 10:
         full_since = time.monotonic()
         say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
+
+
+def slow(seconds):
+    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
+    def answer(data):
+        time.sleep(seconds)
+        return data.upper()
+    return answer
 
 
 def within(kind, low, high):
@@ -286,9 +296,12 @@ def run(serve, server, model):
             thread.start()
             while thread.is_alive():
                 thread.join(0.5)
+            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         say('stopped')
         os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
+    except OSError as error:
+        sys.exit(f'cannot serve any longer: {error.strerror or error}')
 
 
 def listen(host, port):
@@ -316,7 +329,7 @@ def main():
     args = parser.parse_args()
     if args.mode == 'process' and not hasattr(os, 'fork'):
         sys.exit('--mode process needs os.fork, which this platform does not have; take --mode thread')
-    answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
+    answer = slow(args.work) if args.work else answer
     if args.trace:
         Socket, Queue = TracedSocket, TracedQueue
     pool_size = args.pool_size
@@ -328,7 +341,7 @@ MODES = {
     'thread': (serve_thread, 'blocking, a thread for each client'),
     'serial': (serve_serial, 'blocking, one client after the other'),
     'process': (serve_process, 'blocking, a process for each client'),
-    'pool': (serve_pool, 'blocking, a pool of {} threads'),
+    'pool': (serve_pool, 'blocking, a pool of threads, size {}'),
 }
 
 if __name__ == '__main__':

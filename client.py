@@ -50,7 +50,7 @@ def chat(args):
         converse(sock, (os.fsencode(each) for each in args.message), args.quiet)
     elif at_terminal():
         print(f'connected to {args.host}, port {args.port}; exit or Ctrl-D leaves', flush=True)
-        converse(sock, typed(sock), args.quiet)
+        converse(sock, typed(sock, args.quiet), args.quiet)
     else:
         pipe(sock)
     hang_up(sock)
@@ -76,30 +76,25 @@ def converse(sock, messages, quiet):
             sys.exit('the server has closed the connection')
 
 
-def typed(sock):
-    """Yield the lines that a person types, until Ctrl-D; a server that leaves meanwhile is noticed at once."""
+def typed(sock, quiet):
+    """Yield the lines that a person types, until Ctrl-D; what a server says or does meanwhile is shown at once."""
     stdin = open(0, 'rb', buffering=0, closefd=False)
     while True:
         print('>>: ', end='', flush=True)
         if os.name == 'posix':      # on Windows select takes sockets only; there the next message notices
-            if sock in select.select([stdin, sock], [], [])[0] and closed(sock):
+            if sock in select.select([stdin, sock], [], [])[0]:
                 print()
-                sys.exit('the server has closed the connection')
+                late, open_ = exchange(sock, b'', quiet)
+                if late:
+                    show(late)
+                if not open_:
+                    sys.exit('the server has closed the connection')
+                continue
         line = stdin.readline()
         if not line:
             print()
             return
         yield line.strip()
-
-
-def closed(sock):
-    """Whether a socket that is ready to be read has come to its end."""
-    try:
-        return not sock.recv(1, socket.MSG_PEEK)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
 
 
 def exchange(sock, message, quiet, limit=math.inf):

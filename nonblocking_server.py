@@ -160,7 +160,7 @@ class TracedSocket(socket.socket):
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
 NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here
+Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
 full_since = -10            # when we last said that there is no room
 
 
@@ -180,10 +180,11 @@ def since(start):
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=None):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`): that must not stop a server."""
+def say(line, file=sys.stdout):
+    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
     try:
-        print(line, file=file or sys.stdout, flush=True)
+        if file:
+            print(line, file=file, flush=True)
     except OSError:
         pass
 
@@ -205,6 +206,14 @@ def say_full(error):
     if time.monotonic() - full_since >= 10:
         full_since = time.monotonic()
         say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
+
+
+def slow(seconds):
+    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
+    def answer(data):
+        time.sleep(seconds)
+        return data.upper()
+    return answer
 
 
 def within(kind, low, high):
@@ -249,9 +258,12 @@ def run(serve, server, model):
             thread.start()
             while thread.is_alive():
                 thread.join(0.5)
+            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         say('stopped')
         os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
+    except OSError as error:
+        sys.exit(f'cannot serve any longer: {error.strerror or error}')
 
 
 def listen(host, port):
@@ -276,7 +288,7 @@ def main():
     parser.add_argument('--pause', default=0, type=within(float, 0, 86400), metavar='SECONDS',
                         help='sleep so long between two rounds of asking (default 0)')
     args = parser.parse_args()
-    answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
+    answer = slow(args.work) if args.work else answer
     Socket = TracedSocket if args.trace else Socket
     pause = args.pause
     run(serve, listen(args.host, args.port), f'non-blocking, polling{f" every {pause:g} s" if pause else ""}')

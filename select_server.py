@@ -173,7 +173,7 @@ wait = select.select        # --trace puts traced_wait here
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
 NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here
+Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
 full_since = -10            # when we last said that there is no room
 
 
@@ -193,10 +193,11 @@ def since(start):
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=None):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`): that must not stop a server."""
+def say(line, file=sys.stdout):
+    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
     try:
-        print(line, file=file or sys.stdout, flush=True)
+        if file:
+            print(line, file=file, flush=True)
     except OSError:
         pass
 
@@ -218,6 +219,14 @@ def say_full(error):
     if time.monotonic() - full_since >= 10:
         full_since = time.monotonic()
         say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
+
+
+def slow(seconds):
+    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
+    def answer(data):
+        time.sleep(seconds)
+        return data.upper()
+    return answer
 
 
 def within(kind, low, high):
@@ -262,9 +271,12 @@ def run(serve, server, model):
             thread.start()
             while thread.is_alive():
                 thread.join(0.5)
+            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         say('stopped')
         os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
+    except OSError as error:
+        sys.exit(f'cannot serve any longer: {error.strerror or error}')
 
 
 def listen(host, port):
@@ -286,7 +298,7 @@ def listen(host, port):
 def main():
     global answer, Socket, wait
     args = arguments().parse_args()
-    answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
+    answer = slow(args.work) if args.work else answer
     if args.trace:
         Socket, wait = TracedSocket, traced_wait
     run(serve, listen(args.host, args.port), 'multiplexing with select, one thread')

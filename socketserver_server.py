@@ -105,7 +105,7 @@ class Operator:
 
     def __init__(self):
         self.read_end, self.write_end = os.pipe()
-        self.stdin = open(0, 'rb', buffering=0, closefd=False)      # takes one line at a time: the next is another's
+        self.stdin = sys.stdin and open(0, 'rb', buffering=0, closefd=False)    # takes one line: the next is another's
         os.write(self.write_end, b'+')
 
     def answer(self, data, address):
@@ -125,7 +125,7 @@ class Operator:
         while True:
             try:
                 print(f'answer to {name(address)}>>: ', end='', flush=True)
-                line = self.stdin.readline()
+                line = self.stdin.readline() if self.stdin else b''
             except OSError:     # there is no terminal any more: that is not the client's fault
                 line = b''
             if not line:
@@ -190,7 +190,7 @@ class Traced:
 STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
 NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
 START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here
+Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
 full_since = -10            # when we last said that there is no room
 
 
@@ -210,10 +210,11 @@ def since(start):
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=None):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`): that must not stop a server."""
+def say(line, file=sys.stdout):
+    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
     try:
-        print(line, file=file or sys.stdout, flush=True)
+        if file:
+            print(line, file=file, flush=True)
     except OSError:
         pass
 
@@ -235,6 +236,14 @@ def say_full(error):
     if time.monotonic() - full_since >= 10:
         full_since = time.monotonic()
         say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
+
+
+def slow(seconds):
+    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
+    def answer(data):
+        time.sleep(seconds)
+        return data.upper()
+    return answer
 
 
 def within(kind, low, high):
@@ -279,9 +288,12 @@ def run(serve, server, model):
             thread.start()
             while thread.is_alive():
                 thread.join(0.5)
+            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         say('stopped')
         os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
+    except OSError as error:
+        sys.exit(f'cannot serve any longer: {error.strerror or error}')
 
 
 def listen(host, port, *bases):
@@ -310,10 +322,10 @@ def main():
     careful, base, model = MODES[args.mode]
     if not hasattr(socketserver, base):
         sys.exit('--mode process needs os.fork, which this platform does not have; take --mode thread')
-    answer = (lambda data: time.sleep(args.work) or data.upper()) if args.work else answer
+    answer = slow(args.work) if args.work else answer
     if sys.stdout:
         sys.stdout.reconfigure(errors='backslashreplace')       # an old Windows console cannot show every text
-    if sys.stdin and args.reply == 'operator' or not args.reply and at_terminal():
+    if args.reply == 'operator' or not args.reply and at_terminal():
         operator, model = Operator(), model + ', an operator answers'
     Traced.kind = base
     server = listen(args.host, args.port, *([Traced] if args.trace else []), careful, getattr(socketserver, base))

@@ -740,6 +740,14 @@ class OperatorTest(ModelTest):
         server.stop()
         self.assertFalse([line for line in rest(server) if "says ''" in line])
 
+    @unittest.skipUnless(POSIX, 'needs a shell')
+    def test_operator_without_an_input(self):
+        """Closed, or one that cannot be read: nobody can be asked, so the answers are in upper case, and it is said."""
+        for command in 'exec "$@" <&-', 'exec "$@" 0>/dev/null':
+            server = ModelTest.boot(self, 'socketserver_server.py', '--reply', 'operator', before=['sh', '-c', command, 'sh'])
+            self.assertEqual(ask(self.connect(server)), b'HELLO')
+            server.expect('the operator has left: from now on')
+
     @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
     def test_operator_at_a_terminal(self):
         """At a terminal the operator is the default."""
@@ -769,23 +777,48 @@ class ArgumentsTest(ModelTest):
         """One line that names the address or the value; no traceback; status 2 for usage, 1 otherwise."""
         taken = self.boot('select_server.py')
         port = str(taken.address[1])
-        for arguments, status, words in ((('--port', port), 1, rf"^cannot listen on host '127\.0\.0\.1', port {port}: .+\n$"),
-                                         (('--port', '65536'), 2, '65536 is not between 0 and 65535'),
-                                         (('--port', 'http'), 2, "'http'"),
-                                         (('--host', 'no.such.host.invalid'), 1, "^cannot listen on host 'no.such.host.invalid', .+\n$"),
-                                         (('--host', '192.0.2.1'), 1, r"^cannot listen on host '192\.0\.2\.1', .+\n$"),
-                                         (('--host', 'x' * 70 + '.com'), 1, '^cannot listen on host .+\n$'),
-                                         (('--work', 'nan'), 2, 'nan is not between'),
-                                         (('--work', '-1'), 2, '-1 is not between'),
-                                         (('--nonsense',), 2, 'unrecognized arguments: --nonsense')):
+        cases = ((('--port', port), 1, rf"^cannot listen on host '127\.0\.0\.1', port {port}: .+\n$"),
+                 (('--port', '65536'), 2, '65536 is not between 0 and 65535'),
+                 (('--port', 'http'), 2, "'http'"),
+                 (('--host', 'no.such.host.invalid'), 1, "^cannot listen on host 'no.such.host.invalid', .+\n$"),
+                 (('--host', '192.0.2.1'), 1, r"^cannot listen on host '192\.0\.2\.1', .+\n$"),
+                 (('--host', 'x' * 70 + '.com'), 1, '^cannot listen on host .+\n$'),
+                 (('--work', 'nan'), 2, 'nan is not between'),
+                 (('--work', '-1'), 2, '-1 is not between'),
+                 (('--nonsense',), 2, 'unrecognized arguments: --nonsense'))
+        for number, (arguments, status, words) in enumerate(cases):     # each case with two servers, the first with all
             for script in SCRIPTS:
-                if script in ('select_server.py', SCRIPTS[port.__hash__() % 6]) or '--port' in arguments and port in arguments:
+                if number == 0 or script in (SCRIPTS[number % 6], SCRIPTS[(number + 3) % 6]):
                     with self.subTest(script=script, arguments=arguments):
                         ended = run(script, '--port', '0', *arguments)
                         self.assertEqual(ended.returncode, status)
                         self.assertRegex(ended.stderr.decode().replace('\r', ''), words)
                         self.assertNotIn('Traceback', ended.stderr.decode())
                         self.assertEqual(ended.stdout, b'')
+
+    @unittest.skipUnless(POSIX, 'needs POSIX signals')
+    def test_ctrl_c_while_a_name_is_looked_up(self):
+        for script in SCRIPTS:
+            path = altered(self, script, before='''
+import socket, time
+def getaddrinfo(*arguments, **options):
+    print('looking', flush=True)
+    time.sleep(30)
+socket.getaddrinfo = getaddrinfo
+''')
+            process = subprocess.Popen([sys.executable, path], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                       stderr=subprocess.PIPE)
+            self.addCleanup(process.kill)
+            self.assertEqual(process.stdout.readline(), b'looking\n')
+            process.send_signal(signal.SIGINT)
+            self.assertEqual((process.communicate(timeout=PATIENCE), process.returncode), ((b'', b''), 1))
+
+    def test_what_fails_later_is_said_too(self):
+        path = altered(self, 'select_server.py', 'rl, wl, xl = wait(', 'raise OSError(errno.ENOMEM, "no memory")\n        wait(')
+        ended = run(path, '--port', '0')
+        self.assertEqual(ended.returncode, 1)
+        if POSIX:       # on Windows the traceback of a thread says it
+            self.assertEqual(ended.stderr, b'cannot serve any longer: no memory\n')
 
     def test_help_shows_the_docstring(self):
         for script in SCRIPTS + ['client.py']:
@@ -818,7 +851,7 @@ class ArgumentsTest(ModelTest):
             with open(os.path.join(FOLDER, script)) as file:
                 source = file.read()
             start = source.index('# ---- from here to the end of `run`')
-            shared.add(source[start:source.index('os._exit(0)', start)])
+            shared.add(source[start:source.index('cannot serve any longer', start)])
         self.assertEqual(len(shared), 1)
 
     def test_each_script_stands_alone(self):
@@ -872,7 +905,7 @@ class TraceTest(ModelTest):
     def test_pool_shows_who_waits(self):
         server = self.boot('blocking_server.py', '--trace', '--mode', 'pool', '--pool-size', '1')
         first, second = self.connect(server), self.connect(server)
-        server.expect('#2 +queue +waits for a free worker')
+        server.expect('#2 +queue +put into it, 0 before it')
         time.sleep(0.3)
         first.close()
         self.assert_waited(server.expect(rf'#2 +queue +waited {self.SPAN} for a free worker').groups())
@@ -1001,6 +1034,17 @@ class ClientTest(ModelTest):
         self.assertEqual(process.wait(PATIENCE), 1)     # though its input has not ended
         self.assertEqual(process.communicate()[1].split(), b'the server has closed the connection before it had everything'.split())
 
+    @unittest.skipUnless(POSIX, 'needs a shell')
+    def test_closed_output(self):
+        """With standard output closed the answer is not lost in silence; with standard error closed nothing goes elsewhere."""
+        server = self.boot('select_server.py')
+        command = f'printf hello | {sys.executable} client.py --port {server.address[1]} >&-'
+        ended = subprocess.run(command, shell=True, cwd=FOLDER, stderr=subprocess.PIPE)
+        self.assertEqual((ended.returncode, ended.stderr), (1, b'cannot write to standard output: it is closed\n'))
+        command = f'{sys.executable} client.py load --seconds 0.2 --json --port {server.address[1]} 2>&-'
+        ended = subprocess.run(command, shell=True, cwd=FOLDER, stdout=subprocess.PIPE)
+        self.assertEqual((ended.returncode, client.json.loads(ended.stdout)['errors']), (0, {}))
+
     @unittest.skipUnless(POSIX, 'needs POSIX pipes')
     def test_pipe_into_a_slow_reader(self):
         """Standard output may be a pipe that takes little at a time, and say so (O_NONBLOCK)."""
@@ -1036,6 +1080,29 @@ class ClientTest(ModelTest):
             ended = run('client.py', *arguments, '--port', port)
             self.assertEqual(ended.returncode, 1)
             self.assertRegex(ended.stderr.decode(), rf"^cannot connect to host '127\.0\.0\.1', port {port}: .+\n$")
+
+    @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
+    def test_late_words(self):
+        """What a server says when nobody has asked is shown at the prompt, and its leaving then too."""
+        import pty
+        go_on = threading.Event()
+
+        def converse(conn):
+            go_on.wait(PATIENCE)
+            conn.sendall(b'late')
+        master, slave = pty.openpty()
+        self.addCleanup(os.close, master)
+        process = subprocess.Popen([sys.executable, 'client.py', '--port', str(self.listen(converse).address[1])], cwd=FOLDER,
+                                   stdin=slave, stdout=slave, stderr=slave)
+        os.close(slave)
+        shown = b''
+        while b'closed the connection' not in shown:
+            if shown.endswith(b'>>: '):
+                go_on.set()
+            self.assertTrue(select.select([master], [], [], PATIENCE)[0], shown)
+            shown += os.read(master, 1000)
+        self.assertIn(b'late\r\n', shown)
+        self.assertEqual(process.wait(PATIENCE), 1)
 
     @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
     def test_chat_at_a_terminal(self):
@@ -1115,11 +1182,14 @@ default = bytes.upper ''')
         self.assertRegex(ended.stdout.decode(), r'requests +\d+: \d+ a second\s+latency +p50 [\d.]+ ms, p95 .*\s+CPU +')
 
     def test_server_dies(self):
-        server = self.boot('select_server.py')
-        threading.Timer(0.8 if POSIX else 4, server.process.kill).start()
-        ended = run('client.py', 'load', '--port', str(server.address[1]), '--seconds', '10', '--json')
-        self.assertEqual(ended.returncode, 1)
-        self.assertTrue(client.json.loads(ended.stdout)['errors'])
+        """Between two messages, or (8 MB) in the middle of one."""
+        for size in '64', '8000000':
+            server = self.boot('select_server.py')
+            threading.Timer(0.8 if POSIX else 4, server.process.kill).start()
+            ended = run('client.py', 'load', '--port', str(server.address[1]), '--seconds', '10', '--json', '--size', size,
+                        '--connections', '10')
+            self.assertEqual((ended.returncode, ended.stderr), (1, b''))
+            self.assertTrue(client.json.loads(ended.stdout)['errors'])
 
 
 class CompareTest(unittest.TestCase):
