@@ -1,14 +1,22 @@
-"""Asynchronous I/O (section 4 of the notes): hand the read over, go on, be told when the bytes are in place.
+"""Asynchronous I/O (section 4 of the notes).
 
-    process   |submitted|----- went on: other clients, other work ------|completed, in place|  answer
-    kernel              |---- wait for the data ----|-- copy the data --|
+    process   |submit|---- goes on: computes, other clients ----|look|  answer
+    kernel           |-- wait for the data --|-- copying --|in place|
 
-select and epoll say when recv would not wait (readiness); the copy is still the process's own call. Here the kernel
-does both phases, and says when both are done (completion): io_uring on Linux 6.1 and later, which this script drives
-by itself, and IOCP on Windows, through asyncio. On Linux and macOS asyncio is not that: under its `await` works the
-multiplexing of section 3. The conversation is written once and runs on each of these engines.
+The process hands the read over and goes on. The kernel waits for the data and
+copies them into a buffer of ours. When we look, they are already in place. That
+is completion. select and epoll only say that recv would not wait (readiness):
+the copy is still a call of the process.
 
-Run it:  python async_server.py --trace      Talk to it:  python client.py --port 8084
+On Linux 6.0 and later this is done with io_uring, which this script calls
+directly, through ctypes. On Windows asyncio does it, with IOCP. On Linux and
+macOS asyncio does not: under its `await` is the multiplexing of section 3.
+communicate is written once and runs on each of these engines.
+
+Run it:      python async_server.py --trace
+Talk to it:  python client.py --port 8084
+Read first:  communicate, accept, serve_io_uring, serve_asyncio; of IoUringLoop
+             sock_recv, run, submit, completions. The rest can wait.
 """
 import argparse
 import errno
@@ -24,57 +32,66 @@ import warnings
 
 PORT = 8084             # next to those of the notes, which have no listing for this model
 BUFSIZE = 32768         # bytes that one recv takes at most
-MOMENT = 0.1            # seconds until we try again when there was no room for another client
-answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
+RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
+loop = None     # the event loop: an IoUringLoop or asyncio's
+tasks = []      # asyncio keeps only weak references to its tasks
 
+
+# ---- the model
 
 async def communicate(loop, conn):
-    """Talk with one client until it leaves. At each await the process goes on with the others."""
+    """Talk with one client until it leaves. At each await the process goes on with others."""
     with conn:
         try:
             while True:
-                data = await loop.sock_recv(conn, BUFSIZE)      # goes on when the bytes are in place
+                data = await loop.sock_recv(conn, BUFSIZE)      # resumed when data are in place
                 if not data:
                     break
-                await loop.sock_sendall(conn, answer(data))     # goes on when the kernel has taken them all
-        except OSError:
-            pass    # reset, or vanished: that costs this conversation only
+                await loop.sock_sendall(conn, answer(data))     # resumed when all are taken
+        except (OSError, MemoryError):
+            pass    # connection lost, or no memory: only this conversation ends
 
 
-async def accept(loop, server, sleep):
-    """Begin a conversation with everybody who connects."""
+async def accept(loop, listener, sleep):
+    """Start a conversation with each client that connects."""
     while True:
         try:
-            conn, addr = await loop.sock_accept(server)
+            conn, addr = await loop.sock_accept(listener)
             loop.create_task(communicate(loop, conn))
-        except OSError as error:    # any other error is of a client that has gone before we came
-            if error.errno in NO_ROOM:
-                say_full(error)
-                await sleep(MOMENT)
+        except ConnectionError:         # the client left before we accepted it
+            await sleep(0)
+        except OSError as error:
+            report_accept_error(error)
+            await sleep(RETRY_DELAY)
 
 
-def serve_io_uring(server):
-    """The loop is the Ring below."""
-    ring.run(accept(traced(ring, 'submitted in {}, went on; completed after {}, in place: '), server, ring.sleep))
+def serve_io_uring(listener):
+    """Completion: the loop is the IoUringLoop below."""
+    if not loop.tasks:
+        loop.create_task(accept(traced(loop), listener, loop.sleep))
+    loop.run()
 
 
-def serve_asyncio(server):
-    """The loop is asyncio's own: on Windows IOCP, elsewhere a selector."""
-    server.setblocking(False)
-    loop = asyncio.new_event_loop()
-    words = 'submitted in {}, went on; completed after {}, in place: '
-    if os.name == 'posix':
-        words = 'asked in {}, went on; ready after {}, then copied: '
-    loop.run_until_complete(accept(traced(loop, words), server, asyncio.sleep))
+def serve_asyncio(listener):
+    """asyncio's own loop: on Windows completion (IOCP), elsewhere readiness (a selector)."""
+    listener.setblocking(False)
+    if not tasks:
+        tasks.append(loop.create_task(accept(traced(loop), listener, asyncio.sleep)))
+    loop.run_forever()
 
 
-# ---- io_uring. The names and numbers are those of <linux/io_uring.h> ----
+# ---- io_uring: class IoUringLoop, open_io_uring
+# Names and numbers are those of <linux/io_uring.h>.
 
-IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427       # system calls
-IORING_SETUP_CQSIZE, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN = 1 << 3, 1 << 12, 1 << 13      # Linux 6.1
+IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427      # system calls
+IORING_SETUP_CQSIZE = 1 << 3
+IORING_SETUP_COOP_TASKRUN = 1 << 8              # Linux 5.19
+IORING_SETUP_SINGLE_ISSUER = 1 << 12            # Linux 6.0
 IORING_OFF_SQES = 0x10000000
 IORING_ENTER_GETEVENTS = 1 << 0
-IORING_REGISTER_PBUF_RING, IORING_REGISTER_SYNC_CANCEL = 22, 24
+IORING_REGISTER_PBUF_RING = 22                  # Linux 5.19
+IORING_REGISTER_SYNC_CANCEL = 24                # Linux 6.0
 IORING_ASYNC_CANCEL_ALL, IORING_ASYNC_CANCEL_ANY = 1 << 0, 1 << 2
 IORING_OP_TIMEOUT, IORING_OP_ACCEPT, IORING_OP_SEND, IORING_OP_RECV = 11, 13, 26, 27
 IOSQE_BUFFER_SELECT = 1 << 5
@@ -83,90 +100,108 @@ io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, l
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
 SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024      # powers of two
-STRIDE = BUFSIZE + 64                   # a power of two apart, all buffers would begin in the same few sets of the cache
-HEADER = bytes.__basicsize__ - 1        # where the bytes begin in a bytes object of CPython, counted from its id
+FIRST_BUFFERS = 64      # provided before the first client, so that its first read can complete
+STRIDE = BUFSIZE + 64   # with a power of two, all buffers would begin in the same cache sets
+HEADER = bytes.__basicsize__ - 1    # in CPython the bytes begin here, counted from id(object)
+SUBMIT_AFTER = 0.01     # seconds: an answer must not wait while others are computed
 
 
-class Ring:
-    """An event loop on io_uring, with those four methods of asyncio's loops that the conversation needs.
+class IoUringLoop:
+    """An event loop on io_uring, with the four methods of asyncio's loops that we need.
 
-    The process and the kernel share two rings. What the coroutines ask for goes to the tail of the submission queue,
-    what the kernel has done is at the tail of the completion queue, and one system call a round submits and waits.
-    With DEFER_TASKRUN the kernel writes completions only inside that call: nothing changes while Python reads them.
+    The process and the kernel share two queues in memory. We write what the coroutines ask
+    for to the submission queue, and io_uring_enter hands it over. The kernel writes what it
+    has done to the completion queue.
 
-    No memory goes while the kernel may use it: the buffers for recv live as long as the ring, the bytes of a send in
-    the coroutine that waits for its completion (`tasks` holds it until then), and `close` waits for what is in flight.
-    Raises OSError where the kernel refuses.
+    Without IORING_SETUP_DEFER_TASKRUN it does so at any time, also while Python computes.
+    But the thread that has submitted does that work itself, on its way back from an
+    interrupt or a system call ("task work", io_uring_setup(2), COOP_TASKRUN). So no other
+    processor writes what we read, and we need no memory barriers.
+
+    No memory is freed while the kernel may still use it. The buffers for recv live as long
+    as the loop. The coroutine that waits for a send holds its bytes. `close` waits for
+    everything in flight. Raises OSError where the kernel refuses.
     """
 
     def __init__(self):
-        self.syscall = ctypes.PyDLL(None, use_errno=True).syscall   # PyDLL: no other thread needs the GIL meanwhile
+        libc = ctypes.PyDLL(None, use_errno=True)   # PyDLL: no other thread needs the GIL
+        self.syscall = libc.syscall
         self.syscall.argtypes, self.syscall.restype = [ctypes.c_long] * 7, ctypes.c_long
-        params = (ctypes.c_uint32 * 30)()       # struct io_uring_params; from 10 on sq_off, from 20 on cq_off
+        params = (ctypes.c_uint32 * 30)()   # io_uring_params; sq_off from 10, cq_off from 20
         params[1] = CQ_ENTRIES
-        params[2] = IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN
-        self.fd = self.call(IO_URING_SETUP, SQ_ENTRIES, ctypes.addressof(params))
+        params[2] = (IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER
+                     | IORING_SETUP_COOP_TASKRUN)
+        self.fd = self.checked_syscall(IO_URING_SETUP, SQ_ENTRIES, ctypes.addressof(params))
         self.sq_head, self.sq_tail, array = params[10] // 4, params[11] // 4, params[16] // 4
         self.cq_head, self.cq_tail, self.cqes = params[20] // 4, params[21] // 4, params[25]
-        self.rings = mmap.mmap(self.fd, max(4 * (array + SQ_ENTRIES), self.cqes + io_uring_cqe.size * CQ_ENTRIES))
-        self.words = memoryview(self.rings).cast('I')
-        for slot in range(SQ_ENTRIES):      # the kernel reads from this array which entry is next: slot n is entry n
-            self.words[array + slot] = slot
+        size = max(4 * (array + SQ_ENTRIES), self.cqes + io_uring_cqe.size * CQ_ENTRIES)
+        self.rings = mmap.mmap(self.fd, size)
+        self.ring_u32 = memoryview(self.rings).cast('I')
+        for slot in range(SQ_ENTRIES):      # the kernel looks here which entry is next
+            self.ring_u32[array + slot] = slot
         self.sqes = mmap.mmap(self.fd, SQ_ENTRIES * io_uring_sqe.size, offset=IORING_OFF_SQES)
-        self.queue = []         # what the next round submits
-        self.tasks = {}         # user_data of an entry: the `send` of the coroutine that waits for its completion
-        self.tail = self.head = 0       # of the submission queue where we write, of the completion queue where we read
-        self.current = self.created = 0
+        self.queue = []         # what the next call submits
+        self.tasks = {}         # user_data: the `send` of the coroutine that waits for it
+        self.tail = self.head = 0       # where we write submissions, and read completions
+        self.current_task = self.created = 0
+        self.submitted = 0.0    # when we last called io_uring_enter (time.perf_counter)
         self.provide_buffers()
 
     def provide_buffers(self):
-        """Make a ring of buffers, as yet empty. The kernel takes one when data comes, so that idle clients need none."""
+        """Make a ring of buffers. The kernel takes one when data come: idle clients need none."""
         self.buffers = mmap.mmap(-1, BUFFERS * STRIDE)
         self.buffer_ring = mmap.mmap(-1, BUFFERS * io_uring_buf.size)
-        self.buffer_words = memoryview(self.buffer_ring).cast('H')
-        first, ring = (ctypes.addressof(ctypes.c_char.from_buffer(memory)) for memory in (self.buffers, self.buffer_ring))
-        self.buffer = [io_uring_buf.pack(first + bid * STRIDE, BUFSIZE, bid) for bid in range(BUFFERS)]
-        self.spare, self.unused, self.buffer_tail = self.buffer[:], [], 0
-        self.register(IORING_REGISTER_PBUF_RING, struct.pack('QI28x', ring, BUFFERS))       # struct io_uring_buf_reg
+        self.buffer_u16 = memoryview(self.buffer_ring).cast('H')
+        first, ring = (ctypes.addressof(ctypes.c_char.from_buffer(memory))
+                       for memory in (self.buffers, self.buffer_ring))
+        self.buffer = [io_uring_buf.pack(first + bid * STRIDE, BUFSIZE, bid)
+                       for bid in range(BUFFERS)]
+        self.to_return, self.reserve = self.buffer[:FIRST_BUFFERS], self.buffer[FIRST_BUFFERS:]
+        self.buffer_tail = 0
+        io_uring_buf_reg = struct.pack('QI28x', ring, BUFFERS)
+        self.register(IORING_REGISTER_PBUF_RING, io_uring_buf_reg)
 
     @types.coroutine
-    def sock_accept(self, server):
-        self.queue.append(io_uring_sqe.pack(IORING_OP_ACCEPT, 0, server.fileno(), 0, 0, self.current))
-        self.current, res, _ = yield    # the completion: whose it is, what came of it, flags
+    def sock_accept(self, listener):
+        self.queue.append(io_uring_sqe.pack(
+            IORING_OP_ACCEPT, 0, listener.fileno(), 0, 0, self.current_task))
+        self.current_task, res, _ = yield   # the completion: whose it is, the result, flags
         if res < 0:
             raise OSError(-res, os.strerror(-res))
-        conn = socket.socket(server.family, server.type, server.proto, fileno=res)
+        conn = socket.socket(listener.family, listener.type, listener.proto, fileno=res)
         conn.set_inheritable(False)     # as Python's own accept does (PEP 446)
         try:
             return conn, conn.getpeername()
-        except OSError:             # it has reset already
+        except OSError:                 # it is lost already
             return conn, ('?', 0)
 
     @types.coroutine
     def sock_recv(self, conn, size):
         while True:
-            self.queue.append(io_uring_sqe.pack(IORING_OP_RECV, IOSQE_BUFFER_SELECT, conn.fileno(), 0, size, self.current))
-            self.current, res, flags = yield
-            if res > 0:
+            self.queue.append(io_uring_sqe.pack(
+                IORING_OP_RECV, IOSQE_BUFFER_SELECT, conn.fileno(), 0, size, self.current_task))
+            self.current_task, res, flags = yield
+            if res > 0:         # they are in place; a bytes object of them is Python's own copy
                 bid = flags >> IORING_CQE_BUFFER_SHIFT
-                self.unused.append(self.buffer[bid])    # the kernel gets it back in the next round; it is copied now
+                self.to_return.append(self.buffer[bid])
                 start = bid * STRIDE
                 return self.buffers[start:start + res]
-            if flags & IORING_CQE_F_BUFFER:     # it had taken one all the same
-                self.unused.append(self.buffer[flags >> IORING_CQE_BUFFER_SHIFT])
+            if flags & IORING_CQE_F_BUFFER:     # the kernel took a buffer anyway: give it back
+                self.to_return.append(self.buffer[flags >> IORING_CQE_BUFFER_SHIFT])
             if res == 0:
                 return b''
             if res != -errno.ENOBUFS:
                 raise OSError(-res, os.strerror(-res))
-            if self.spare:      # there was no buffer left: one more, and ask again
-                self.unused.append(self.spare.pop())
+            if self.reserve:    # no buffer was left: provide one more, and ask again
+                self.to_return.append(self.reserve.pop())
 
     @types.coroutine
     def sock_sendall(self, conn, data):
         while True:
-            self.queue.append(io_uring_sqe.pack(IORING_OP_SEND, 0, conn.fileno(), id(data) + HEADER, len(data),
-                                                self.current))
-            self.current, res, _ = yield
+            self.queue.append(io_uring_sqe.pack(
+                IORING_OP_SEND, 0, conn.fileno(), id(data) + HEADER, len(data),
+                self.current_task))
+            self.current_task, res, _ = yield
             if res == len(data):
                 return
             if res < 0:
@@ -176,92 +211,106 @@ class Ring:
     @types.coroutine
     def sleep(self, seconds):
         timespec = struct.pack('qq', int(seconds), int(seconds % 1 * 1e9))
-        self.queue.append(io_uring_sqe.pack(IORING_OP_TIMEOUT, 0, -1, id(timespec) + HEADER, 1, self.current))
-        self.current, _, _ = yield
+        self.queue.append(io_uring_sqe.pack(
+            IORING_OP_TIMEOUT, 0, -1, id(timespec) + HEADER, 1, self.current_task))
+        self.current_task, _, _ = yield
 
     def create_task(self, coroutine):
-        """Run COROUTINE up to its first await; its completion will resume it."""
-        caller, self.current = self.current, self.created
+        """Run COROUTINE up to its first await. Its completion will resume it."""
+        caller, self.current_task = self.current_task, self.created
         self.created += 1
-        self.tasks[self.current] = coroutine.send
+        self.tasks[self.current_task] = coroutine.send
         coroutine.send(None)
-        self.current = caller
+        self.current_task = caller
 
-    def run(self, coroutine):
-        """Run COROUTINE and the tasks that it creates, until an exception such as KeyboardInterrupt ends it."""
-        tasks = self.tasks
-        try:
-            self.create_task(coroutine)
-            while True:
-                self.enter()
-                for completion in self.completions():
-                    try:
-                        tasks[completion[0]](completion)
-                    except StopIteration:
-                        del tasks[completion[0]]
-        finally:
-            self.close()
+    def run(self):
+        """Resume the coroutines as their operations complete, until an exception ends it."""
+        tasks, clock = self.tasks, time.perf_counter
+        while True:
+            if self.ring_u32[self.cq_tail] == self.head:    # nothing completed meanwhile
+                self.submit(wait=True)
+            for completion in self.completions():
+                try:
+                    tasks[completion[0]](completion)
+                except StopIteration:
+                    del tasks[completion[0]]
+                if clock() - self.submitted > SUBMIT_AFTER:
+                    self.submit()
 
-    def enter(self):
-        """One system call: submit what the coroutines have asked for, and wait until something is completed."""
-        if self.unused:
-            put(self.buffer_ring, io_uring_buf.size, self.buffer_tail, self.unused)
-            self.buffer_tail = (self.buffer_tail + len(self.unused)) & 0xffff
-            self.buffer_words[7] = self.buffer_tail     # struct io_uring_buf_ring: it lies in the first entry's last bytes
-            self.unused.clear()
-        waiting = (self.tail - self.words[self.sq_head]) & 0xffffffff     # the kernel did not take these last time
-        batch = self.queue[:SQ_ENTRIES - waiting]
-        del self.queue[:SQ_ENTRIES - waiting]           # with more than the queue holds, the next round comes at once
-        put(self.sqes, io_uring_sqe.size, self.tail, batch)
-        self.words[self.sq_tail] = self.tail = (self.tail + len(batch)) & 0xffffffff
+    def submit(self, wait=False):
+        """Call io_uring_enter: hand over what the coroutines ask for. WAIT for a completion?"""
+        if self.to_return:
+            copy_to_ring(self.buffer_ring, io_uring_buf.size, self.buffer_tail, self.to_return)
+            self.buffer_tail = (self.buffer_tail + len(self.to_return)) & 0xffff
+            self.buffer_u16[7] = self.buffer_tail   # `tail` is in the first entry's last bytes
+            self.to_return.clear()
+        not_taken = (self.tail - self.ring_u32[self.sq_head]) & 0xffffffff     # last time
+        batch = self.queue[:SQ_ENTRIES - not_taken]
+        del self.queue[:SQ_ENTRIES - not_taken]
+        copy_to_ring(self.sqes, io_uring_sqe.size, self.tail, batch)
+        self.ring_u32[self.sq_tail] = self.tail = (self.tail + len(batch)) & 0xffffffff
         try:
-            self.call(IO_URING_ENTER, self.fd, waiting + len(batch), not self.queue, IORING_ENTER_GETEVENTS)
-        except OSError as error:        # a signal came, or the kernel has no room before we have read the completions
+            self.checked_syscall(
+                IO_URING_ENTER, self.fd, not_taken + len(batch), wait and not self.queue,
+                IORING_ENTER_GETEVENTS)
+        except OSError as error:    # a signal, or the completion queue is full: read it first
             if error.errno not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
                 raise
+        self.submitted = time.perf_counter()
 
     def completions(self):
-        """Return what the kernel has completed since the last time: (user_data, res, flags) of each."""
-        head, tail = self.head, self.words[self.cq_tail]
-        self.words[self.cq_head] = self.head = tail
+        """Return (user_data, res, flags) of what the kernel has completed since last time."""
+        head, tail = self.head, self.ring_u32[self.cq_tail]
         first = self.cqes + head % CQ_ENTRIES * io_uring_cqe.size
         last = self.cqes + tail % CQ_ENTRIES * io_uring_cqe.size
         if first < last or head == tail:
-            return io_uring_cqe.iter_unpack(self.rings[first:last])
-        end = self.cqes + CQ_ENTRIES * io_uring_cqe.size
-        return io_uring_cqe.iter_unpack(self.rings[first:end] + self.rings[self.cqes:last])
+            completed = self.rings[first:last]
+        else:                       # after the last slot comes the first one
+            end = self.cqes + CQ_ENTRIES * io_uring_cqe.size
+            completed = self.rings[first:end] + self.rings[self.cqes:last]
+        self.ring_u32[self.cq_head] = self.head = tail      # now the kernel may reuse the slots
+        return io_uring_cqe.iter_unpack(completed)
+
+    def in_flight(self):
+        """Return the submissions that the kernel has taken, less the completions we have read."""
+        return (self.ring_u32[self.sq_head] - self.head) & 0xffffffff
 
     def close(self):
-        """Cancel what is in flight and wait until the kernel has let go of it: each submission has one completion."""
-        words = self.words
-        for task in self.tasks:         # one by one: the kernel finds each at once
+        """Cancel what is in flight, and wait until the kernel has let go of all memory."""
+        for task in self.tasks:     # one by one: the kernel finds each at once
             self.cancel(task, 0)
-        while words[self.sq_head] != words[self.cq_tail]:       # taken in by the kernel, and completed, since the start
-            words[self.cq_head] = words[self.cq_tail]
-            left = min((words[self.sq_head] - words[self.cq_tail]) & 0xffffffff, CQ_ENTRIES)
+        while self.in_flight():
+            self.ring_u32[self.cq_head] = self.head = self.ring_u32[self.cq_tail]
             try:
-                self.call(IO_URING_ENTER, self.fd, 0, left, IORING_ENTER_GETEVENTS)
-            except InterruptedError:    # by the timer of `run`: should one be left, look for it in the slow way
+                wanted = min(self.in_flight(), CQ_ENTRIES)
+                self.checked_syscall(
+                    IO_URING_ENTER, self.fd, 0, wanted, IORING_ENTER_GETEVENTS)
+            except InterruptedError:    # by the timer of `run`: cancel in the slow way too
                 self.cancel(0, IORING_ASYNC_CANCEL_ALL | IORING_ASYNC_CANCEL_ANY)
+            except OSError as error:
+                if error.errno not in (errno.EAGAIN, errno.EBUSY):
+                    raise
 
     def cancel(self, task, flags):
         try:        # struct io_uring_sync_cancel_reg: addr, fd, flags, timeout (none)
-            self.register(IORING_REGISTER_SYNC_CANCEL, struct.pack('QiIqq32x', task, -1, flags, -1, -1))
+            argument = struct.pack('QiIqq32x', task, -1, flags, -1, -1)
+            self.register(IORING_REGISTER_SYNC_CANCEL, argument)
         except OSError:
-            pass    # it has been completed already
+            pass    # it is completed already
 
     def register(self, opcode, argument):
-        self.call(IO_URING_REGISTER, self.fd, opcode, id(argument) + HEADER, 1)
+        self.checked_syscall(IO_URING_REGISTER, self.fd, opcode, id(argument) + HEADER, 1)
 
-    def call(self, number, first, second, third=0, fourth=0):
+    def checked_syscall(self, number, first, second, third=0, fourth=0):
         result = self.syscall(number, first, second, third, fourth, 0, 0)
         if result < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         return result
 
 
-def put(ring, size, tail, entries):
-    """Copy ENTRIES of SIZE bytes into the memory of a RING, from slot TAIL on; after its last slot comes its first."""
+def copy_to_ring(ring, size, tail, entries):
+    """Copy ENTRIES of SIZE bytes into a RING, from slot TAIL on. After its last slot comes
+    its first."""
     data, start = b''.join(entries), tail * size % len(ring)
     end = start + len(data)
     if end > len(ring):
@@ -270,126 +319,247 @@ def put(ring, size, tail, entries):
     ring[start:end] = data
 
 
-def open_ring():
-    """Return a Ring; raises OSError, with the reason in words, where there cannot be one."""
+def open_io_uring(loop_class):
+    """Return a LOOP_CLASS. Raises OSError, with the reason in words, if there can be none."""
     global ctypes, mmap
     if not sys.platform.startswith('linux') or sys.implementation.name != 'cpython':
         raise OSError('it needs Linux and CPython')
     try:
         import ctypes
         import mmap
-        return Ring()
+        return loop_class()
     except ImportError as error:
         raise OSError(f'{error}')
     except OSError as error:
-        reasons = {errno.EPERM: 'refused, by a container or by the sysctl kernel.io_uring_disabled',
-                   errno.ENOSYS: 'this kernel has none, or a container hides it', errno.EINVAL: 'needs Linux 6.1 or later'}
+        reasons = {errno.EPERM: 'refused, by a container or by sysctl kernel.io_uring_disabled',
+                   errno.ENOSYS: 'this kernel has none, or a container hides it',
+                   errno.EINVAL: 'needs Linux 6.0 or later',
+                   errno.ENOMEM: 'too little locked memory is allowed (ulimit -l)'}
         raise OSError(reasons.get(error.errno, error.strerror))
 
 
+# ---- start
+
+def open_listener(family, address):
+    """Return a listening socket. These are the first steps of every server in the notes."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == 'posix':      # restart at once; on Windows two servers could share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind(address)
+    # with the notes' backlog of 5, a burst of clients would wait for seconds
+    listener.listen(max(socket.SOMAXCONN, 4096))
+    return listener
+
+
+def open_asyncio():
+    """Return asyncio's loop. It is slow to import, so we do that only where it is needed."""
+    global asyncio
+    import asyncio
+    # if a stop comes just before an await, or while a task runs, Python would complain
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
+    loop = asyncio.new_event_loop()
+    loop.set_exception_handler(
+        lambda loop, context: stopping or loop.default_exception_handler(context))
+    return loop
+
+
+def traced(loop):
+    """Return what the conversations use as their loop. --trace puts TracedLoop here."""
+    return loop
+
+
+def main():
+    global answer, loop, traced
+    parser = arguments()
+    parser.add_argument('--engine', default='auto', choices=['auto', 'io_uring', 'asyncio'],
+                        help='auto: io_uring where the kernel permits it, otherwise asyncio')
+    args = parser.parse_args()
+    answer, traced = choose_answer(args), TracedLoop if args.trace else traced
+    why = ''
+    try:
+        if args.engine != 'asyncio':
+            loop = open_io_uring(TracedIoUringLoop if args.trace else IoUringLoop)
+    except OSError as error:
+        if args.engine == 'io_uring':
+            sys.exit(f'there is no io_uring here: {error}; take --engine asyncio')
+        why = f'; no io_uring: {error}'
+    listener = listen(args.host, args.port)
+    if loop:
+        run(serve_io_uring, listener, 'asynchronous, io_uring: completion', loop.close)
+    loop = open_asyncio()
+    kind = 'IOCP: completion' if os.name == 'nt' else 'a selector: readiness'
+    run(serve_asyncio, listener, f'asynchronous, asyncio on {kind}{why}')
+
+
+# ---- --trace
+
+class TracedIoUringLoop(IoUringLoop):
+    """With --trace, a line per look at the completion queue: was a system call needed?"""
+    called = False      # io_uring_enter has waited since the last look
+
+    def submit(self, wait=False):
+        start, self.called = time.perf_counter(), wait
+        super().submit(wait)
+        if wait:
+            self.waited = elapsed(start)
+
+    def completions(self):
+        count = (self.ring_u32[self.cq_tail] - self.head) & 0xffffffff
+        if self.called and count:
+            trace(None, 'enter', f'waited {self.waited} in io_uring_enter, {count} completed')
+        elif count:
+            trace(None, 'look', f'{count} completed meanwhile, no system call needed')
+        self.called = False
+        return super().completions()
+
+
 class TracedLoop:
-    """What --trace puts before a loop: it draws each operation, from handing it over to its end."""
+    """With --trace, stands before a loop: a line when an operation starts, and when it ends."""
 
-    def __init__(self, loop, words):
-        self.loop, self.words, self.create_task = loop, words, loop.create_task
-        self.numbers, self.joined = {}, 0       # the connections by their descriptors, and how many there were
+    def __init__(self, loop):
+        self.loop, self.create_task = loop, loop.create_task
+        self.numbers, self.count = {}, 0    # of the connections, by their descriptors
+        self.started, self.ended = 'submitted', 'in place, seen after {}: '
+        if os.name == 'posix' and not isinstance(loop, IoUringLoop):
+            self.started, self.ended = 'asked', 'ready after {}, then copied: '
 
-    async def sock_accept(self, server):
-        conn, addr = await self.drawn(server, 'accept', self.loop.sock_accept(server))
-        self.joined += 1
-        self.numbers[conn.fileno()] = self.joined
-        draw(self.joined, 'accept', f'{name(addr)} joined')
+    async def sock_accept(self, listener):
+        conn, addr = await self.loop.sock_accept(listener)
+        self.count += 1
+        self.numbers[conn.fileno()] = self.count
+        trace(self.count, 'accept', f'{format_address(addr)} joined')
         return conn, addr
 
     async def sock_recv(self, conn, size):
-        return await self.drawn(conn, 'recv', self.loop.sock_recv(conn, size))
+        return await self.traced_call(conn, 'recv', self.loop.sock_recv(conn, size))
 
     async def sock_sendall(self, conn, data):
-        await self.drawn(conn, 'sendall', self.loop.sock_sendall(conn, data), data)
+        await self.traced_call(conn, 'sendall', self.loop.sock_sendall(conn, data), data)
 
     @types.coroutine
-    def drawn(self, sock, call, operation, data=None):
-        """Do what `await operation` does, with a look at the clock at each step."""
-        number, start, submitted = self.numbers.get(sock.fileno()), time.perf_counter(), None
+    def traced_call(self, conn, call, operation, data=None):
+        """Do what `await operation` does, and look at the clock at each step."""
+        number, start = self.numbers[conn.fileno()], time.perf_counter()
+        words = None
         try:
             awaited = operation.send(None)
-            submitted = since(start)
+            words = f'{self.started} in {elapsed(start)}; the process goes on'
+            trace(number, call, words)
             while True:
                 awaited = operation.send((yield awaited))
         except StopIteration as end:
             result = end.value
         except OSError as error:
-            draw(number, call, f'ended after {since(start)}: {error.strerror}' + ': it has left' * (call != 'accept'))
+            trace(number, call, f'ended after {elapsed(start)}: {error.strerror}')
             raise
-        if call != 'accept':
-            words = self.words.format(submitted, since(start)) if submitted else f'done at once, in {since(start)}: '
-            draw(number, call, words, data or result)
+        ended = self.ended if words else 'done at once, in {}: '
+        trace(number, call, ended.format(elapsed(start)), data or result)
         return result
 
 
-# ---- from here to the end of `run`: what every server has, the same to the letter ----
+# ---- the same in every server
 
-STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
-NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
-START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
-full_since = -10            # when we last said that there is no room
+STOP_SIGNALS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGBREAK')
+                if hasattr(signal, each)]
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOP_SIGNALS.append(signal.SIGHUP)      # the terminal was closed; nohup makes us ignore that
+START_TIME = time.perf_counter()
+current = threading.local()     # .number: the connection of this thread's last line of trace
+last_reports = {}               # when each line of `report` was last printed (time.monotonic)
+stopping = False                # a signal has asked us to stop
 
 
-def draw(number, call, phases, data=None):
-    """Write one line of the trace: seconds since the start, connection, call, what its phases took, what came."""
+def listen(host, port):
+    """Return a listener on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return open_listener(family=found[0], address=found[4])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+
+
+def refuse(conn, addr, reason):
+    """Close the connection of one client, so that the others can stay."""
+    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
+    conn.close()
+
+
+def report_accept_error(error):
+    """Say why no client can be accepted now. The usual reason is that no descriptor is left."""
+    report(f'cannot accept ({error.strerror}): new clients wait; connected ones are still served')
+
+
+def report(line):
+    """Print LINE on standard error, but the same line at most once in ten seconds."""
+    if time.monotonic() - last_reports.get(line, -10) >= 10:
+        last_reports[line] = time.monotonic()
+        print_line(line, sys.stderr)
+
+
+def choose_answer(args):
+    """Return what makes an answer from a client's bytes: bytes.upper, or the same made slow."""
+    def slow_answer(data):
+        start = time.perf_counter()
+        if args.delay:
+            time.sleep(args.delay)      # as for a database: this thread sleeps, others can run
+            if args.trace:
+                trace(current.number, 'answer', f'waited {elapsed(start)}')
+        start = time.perf_counter()
+        if args.work:
+            compute(args.work)
+            if args.trace:
+                words = f'computed {args.work:.3f} s of CPU in {elapsed(start)}'
+                trace(current.number, 'answer', words)
+        return data.upper()
+    return slow_answer if args.delay or args.work else bytes.upper
+
+
+def compute(seconds):
+    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def trace(number, call, words, data=None):
+    """Print a line of at most 80 columns: time since the start, connection, call, its phases."""
+    if number:
+        current.number = number
     if data is not None:
-        phases += f'{len(data)} bytes  {data[:24]!r}{"..." * (len(data) > 24)}' if data else 'the end: it has left'
+        words += f'{len(data)} bytes {data[:60]!r}' if data else "b'': the client closed"
     who = f'#{number}' if number else '-'
-    say(f'{time.perf_counter() - START:9.3f} s  {who:<5} {call:<9} {phases}', sys.stderr)
+    line = f'{time.perf_counter() - START_TIME:8.3f} s  {who:<4} {call:<8} {words}'
+    print_line(line if len(line) <= 80 else line[:77] + '...', sys.stderr)
 
 
-def since(start):
-    """Return in words how long ago START was (a time.perf_counter()), in the unit that fits."""
+def elapsed(start):
+    """Return the time since START (time.perf_counter) in words, in the unit that fits."""
     seconds = time.perf_counter() - start
     if seconds < 0.001:
         return f'{seconds * 1e6:.0f} us'
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=sys.stdout):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
+def print_line(line, stream=sys.stdout):
+    """Write LINE at once. os.write holds no lock, so a signal can end it if nobody reads."""
     try:
-        if file:
-            print(line, file=file, flush=True)
+        if stream:      # None if it was closed when we started
+            line = f'{line}\n'.encode(stream.encoding, 'backslashreplace')
+            os.write(stream.fileno(), line)
     except OSError:
-        pass
+        pass            # nobody reads any more (`| head -1`): the server goes on
 
 
-def name(address):
-    """Return the ADDRESS of a socket as people write it: 127.0.0.1:8080 or [::1]:8080."""
+def format_address(address):
+    """Return ADDRESS as people write it: 127.0.0.1:8080 or [::1]:8080."""
     return ('[{}]:{}' if ':' in address[0] else '{}:{}').format(*address)
 
 
-def refuse(conn, addr, why):
-    """Send one client away, so that the others can stay."""
-    say(f'refused {name(addr)}: {why}', sys.stderr)
-    conn.close()
-
-
-def say_full(error):
-    """Say that there is no room for another client: one line in ten seconds, however often we try."""
-    global full_since
-    if time.monotonic() - full_since >= 10:
-        full_since = time.monotonic()
-        say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
-
-
-def slow(seconds):
-    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
-    def answer(data):
-        time.sleep(seconds)
-        return data.upper()
-    return answer
-
-
-def within(kind, low, high):
-    """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
+def number_between(kind, low, high):
+    """Return an argparse type: a number of that KIND from LOW to HIGH (not nan, not inf)."""
     def number(text):
         if low <= kind(text) <= high:
             return kind(text)
@@ -399,87 +569,97 @@ def within(kind, low, high):
 
 def arguments():
     """Return a parser of the arguments that every server has."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    seconds = {'default': 0, 'type': number_between(float, 0, 86400), 'metavar': 'SECONDS'}
     add = parser.add_argument
-    add('--host', default='127.0.0.1', help='address to listen on (default %(default)s; ::1 for IPv6)')
-    add('--port', default=PORT, type=within(int, 0, 65535), help='default %(default)s; 0 takes a free one')
-    add('--work', default=0, type=within(float, 0, 86400), metavar='SECONDS', help='computing each answer takes so long')
-    add('--trace', action='store_true', help='draw each I/O call and its phases on standard error')
+    add('--host', default='127.0.0.1',
+        help='address to listen on (default %(default)s; ::1 for IPv6)')
+    add('--port', default=PORT, type=number_between(int, 0, 65535),
+        help='port to listen on (default %(default)s; 0 takes a free one)')
+    add('--delay', help='each answer waits so long, as for a database', **seconds)
+    add('--work', help='each answer needs so much computing (CPU time)', **seconds)
+    add('--trace', action='store_true', help='print each I/O call and its phases')
     return parser
 
 
-def stop(signum, frame):
-    """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
-    for number in STOPPERS:
-        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
-    raise KeyboardInterrupt
-
-
-def run(serve, server, model):
-    """Say `listening`, let SERVE serve until Ctrl-C or SIGTERM, and exit with status 0."""
+def run(serve, listener, model, clean_up=lambda: None):
+    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
     try:
-        for number in STOPPERS:
-            signal.signal(number, stop)
-        say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':      # a signal just before a blocking call is seen only after it: so none lasts for long
-            signal.signal(signal.SIGALRM, lambda *_: None)
-            signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-            serve(server)
-        else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
-            thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_stop_signal)
+        start_timer()
+        address = format_address(listener.getsockname())
+        print_line(f'listening on {address} ({model}; Ctrl-C stops)')
+        if os.name == 'posix':
+            keep_serving(serve, listener)
+        else:   # on Windows Ctrl-C interrupts no blocking call: the main thread must not block
+            thread = threading.Thread(target=keep_serving, args=(serve, listener), daemon=True)
             thread.start()
-            while thread.is_alive():
+            while thread.is_alive() and not stopping:
                 thread.join(0.5)
-            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
-        say('stopped')
-        os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
-    except OSError as error:
-        sys.exit(f'cannot serve any longer: {error.strerror or error}')
+        pass
+    finish(clean_up)
 
 
-def listen(host, port):
-    """Return a socket that listens on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+def keep_serving(serve, listener):
+    """Call SERVE. If the kernel has no memory for its calls, wait and go on (select(2): ENOMEM)."""
+    while True:
+        try:
+            serve(listener)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, 'strerror', None) or 'out of memory'
+            report(f'cannot serve ({reason}): trying again')
+            time.sleep(RETRY_DELAY)
+
+
+def start_timer():
+    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    if os.name == 'posix':
+        signal.signal(signal.SIGALRM, on_timer)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+
+def on_stop_signal(signum, frame):
+    """Raise KeyboardInterrupt at the first signal. Ignore later ones."""
+    global stopping
+    if not stopping:
+        stopping = True
+        start_timer()       # the full 0.5 s until on_timer raises it again
+        raise KeyboardInterrupt
+
+
+def on_timer(signum, frame):
+    """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
+    if stopping:
+        raise KeyboardInterrupt
+
+
+def finish(clean_up):
+    """Clean up, print `stopped`, and exit without waiting for threads: they may be blocked."""
+    global stopping
+    for number in STOP_SIGNALS:     # not SIG_IGN: Python prints an error if one is pending
+        signal.signal(number, lambda *_: None)
+    stopping = False        # the timer must not interrupt the clean-up
+    clean_up()
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = Socket(family, kind, proto)
-        if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # an answer leaves at once; clients inherit it
-        server.bind(address)
-        server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
-        return server
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+        stopping = True     # but it interrupts this: nobody may read the last line
+        print_line('stopped')
+    except KeyboardInterrupt:
+        pass
+    os._exit(0)
 
 
-def main():
-    global answer, traced, ring, asyncio
-    parser = arguments()
-    parser.add_argument('--engine', default='auto', choices=['auto', 'io_uring', 'asyncio'],
-                        help='auto: io_uring where the kernel permits it, otherwise asyncio')
-    args = parser.parse_args()
-    serve, model = serve_asyncio, 'asynchronous, asyncio on ' + ('IOCP: completion' if os.name == 'nt' else 'a selector: readiness')
+def start(main):
+    """Call MAIN. If it fails before the server listens, say why in one line (status 1)."""
     try:
-        if args.engine != 'asyncio':
-            ring = open_ring()
-            serve, model = serve_io_uring, 'asynchronous, io_uring: completion'
+        main()
+    except KeyboardInterrupt:
+        sys.exit(1)
     except OSError as error:
-        if args.engine == 'io_uring':
-            sys.exit(f'there is no io_uring here: {error}; take --engine asyncio')
-        model += f'; no io_uring: {error}'
-    answer = slow(args.work) if args.work else answer
-    traced = TracedLoop if args.trace else lambda loop, words: loop
-    warnings.filterwarnings('ignore', 'coroutine .* was never awaited')     # if Ctrl-C comes just before the await
-    server = listen(args.host, args.port)
-    if serve is serve_asyncio:
-        import asyncio      # slow to import: so only where it is needed, and when the socket stands
-    run(serve, server, model)
+        sys.exit(f'cannot start: {error.strerror or error}')
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:       # before there was a server, while a name is looked up
-        sys.exit(1)
+    start(main)

@@ -28,8 +28,8 @@ import sys
 import threading
 import time
 
-STEP = 0.5          # seconds: on Windows Ctrl-C interrupts no blocking call, so we wait in steps
-PROC = os.name == 'posix' and os.path.isdir('/proc/self')       # Linux
+STEP_SECONDS = 0.5          # seconds: on Windows Ctrl-C interrupts no blocking call, so we wait in steps
+HAS_PROC = os.name == 'posix' and os.path.isdir('/proc/self')       # Linux
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -50,10 +50,10 @@ def chat(args):
         converse(sock, (os.fsencode(each) for each in args.message), args.quiet)
     elif at_terminal():
         print(f'connected to {args.host}, port {args.port}; exit or Ctrl-D leaves', flush=True)
-        converse(sock, typed(sock, args.quiet), args.quiet)
+        converse(sock, typed_lines(sock, args.quiet), args.quiet)
     else:
         pipe(sock)
-    hang_up(sock)
+    close_gracefully(sock)
 
 
 def at_terminal():
@@ -76,7 +76,7 @@ def converse(sock, messages, quiet):
             sys.exit('the server has closed the connection')
 
 
-def typed(sock, quiet):
+def typed_lines(sock, quiet):
     """Yield the lines that a person types, until Ctrl-D; what a server says or does meanwhile is shown at once."""
     stdin = open(0, 'rb', buffering=0, closefd=False)
     while True:
@@ -107,7 +107,7 @@ def exchange(sock, message, quiet, limit=math.inf):
     sock.setblocking(False)
     reply, rest, end = [], memoryview(message), time.monotonic() + limit
     while rest or quiet and time.monotonic() < end:
-        rl, wl, xl = select.select([sock], [sock] if rest else [], [], quiet if reply and not rest else STEP)
+        rl, wl, xl = select.select([sock], [sock] if rest else [], [], quiet if reply and not rest else STEP_SECONDS)
         try:
             if wl:
                 rest = rest[sock.send(rest):]
@@ -139,9 +139,9 @@ def show(reply):
 def pipe(sock):
     """Standard input goes to the server, and what comes back to standard output, both at once."""
     sent_all = threading.Event()
-    threading.Thread(target=feed, args=(sock, sent_all), daemon=True).start()
+    threading.Thread(target=send_stdin, args=(sock, sent_all), daemon=True).start()
     while True:
-        if not select.select([sock], [], [], STEP)[0]:
+        if not select.select([sock], [], [], STEP_SECONDS)[0]:
             continue
         try:
             data = sock.recv(65536)
@@ -150,32 +150,32 @@ def pipe(sock):
             break
         if not data:
             break
-        put_out(data)
+        write_stdout(data)
     if not sent_all.is_set():
-        leave('the server has closed the connection before it had everything', 1)
-    leave()
+        exit_now('the server has closed the connection before it had everything', 1)
+    exit_now()
 
 
-def put_out(data):
+def write_stdout(data):
     """Write DATA to standard output, past Python's buffers: a thread that they block on would spoil our leaving."""
     if not sys.stdout:
-        leave('cannot write to standard output: it is closed', 1)
+        exit_now('cannot write to standard output: it is closed', 1)
     while data:
         try:
             data = data[os.write(1, data):]
         except BlockingIOError:     # somebody has made it non-blocking
             select.select([], [1], [])
         except BrokenPipeError:     # nobody reads our output any more (`| head -c 10`)
-            leave(status=1)
+            exit_now(status=1)
         except OSError as error:
-            leave(f'cannot write to standard output: {error.strerror}', 1)
+            exit_now(f'cannot write to standard output: {error.strerror}', 1)
 
 
-def feed(sock, sent_all):
+def send_stdin(sock, sent_all):
     """Send all of standard input, then half-close: the server answers what it has, and closes."""
     try:
         while True:
-            data = take_in()
+            data = read_stdin()
             if not data:
                 break
             sock.sendall(data)
@@ -185,7 +185,7 @@ def feed(sock, sent_all):
         pass                    # the main thread sees it too, and says so
 
 
-def take_in():
+def read_stdin():
     """Return the next bytes of standard input, b'' at its end."""
     while sys.stdin:
         try:
@@ -193,11 +193,11 @@ def take_in():
         except BlockingIOError:     # somebody has made it non-blocking
             select.select([0], [], [])
         except OSError as error:
-            leave(f'cannot read standard input: {error.strerror}', 1)
+            exit_now(f'cannot read standard input: {error.strerror}', 1)
     return b''
 
 
-def hang_up(sock):
+def close_gracefully(sock):
     """Close in order: half-close, then wait up to a second for the server to do the same."""
     try:
         sock.settimeout(1)
@@ -210,7 +210,7 @@ def hang_up(sock):
     sock.close()
 
 
-def leave(line=None, status=0):
+def exit_now(line=None, status=0):
     """Exit at once: a thread may be blocked on standard input, which nothing ends."""
     if line and sys.stderr:     # print(file=None) would write to standard output
         print(line, file=sys.stderr, flush=True)
@@ -219,15 +219,15 @@ def leave(line=None, status=0):
 
 # ---- load ----
 
-TEXT = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, 'little')       # what is sent: pieces of this, never the same twice
+PAYLOAD = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, 'little')       # what is sent: pieces of this, never the same twice
 
 
-class Caller:
+class Connection:
     """One connection of the load."""
-    __slots__ = 'sock', 'number', 'asked', 'since', 'rest', 'want', 'came', 'answered'       # rest: not sent yet
+    __slots__ = 'sock', 'number', 'requests', 'started', 'unsent', 'expected', 'received', 'answered'       # rest: not sent yet
 
 
-class Load:
+class LoadGenerator:
     """Connections that each send a message, check its answer byte for byte, and send the next (a closed loop).
 
     `latencies` are in seconds; `errors` counts by name what went wrong.
@@ -235,20 +235,20 @@ class Load:
 
     def __init__(self, address, size, suffix=b'', reconnect=False):
         self.address, self.size, self.suffix, self.reconnect = address, size, suffix, reconnect
-        self.text = TEXT.translate(None, suffix + suffix.lower())   # so that no message has the suffix in it
+        self.text = PAYLOAD.translate(None, suffix + suffix.lower())   # so that no message has the suffix in it
         self.text *= math.ceil(2 * size / len(self.text))
         self.upper = self.text.upper()
         self.sel = selectors.DefaultSelector()
         self.latencies, self.errors = [], collections.Counter()
-        self.callers = []
+        self.opened = []
 
     def run(self, connections, seconds, progress=lambda done, elapsed: None):
         """Call from so many CONNECTIONS for so many SECONDS; return how long it took."""
         for number in range(connections):
-            caller = Caller()
-            caller.number, caller.asked, caller.answered = number, 0, False
-            self.callers.append(caller)
-            self.open(caller)
+            connection = Connection()
+            connection.number, connection.requests, connection.answered = number, 0, False
+            self.opened.append(connection)
+            self.open_connection(connection)
         start = now = shown = time.perf_counter()
         while now < start + seconds and self.sel.get_map():
             for key, mask in self.sel.select(min(0.2, start + seconds - now)):
@@ -259,99 +259,99 @@ class Load:
                 progress(len(self.latencies), now - start)
         return now - start
 
-    def open(self, caller):
-        """Begin to connect; the caller asks as soon as it is connected."""
-        caller.since = time.perf_counter()
-        caller.sock = None
+    def open_connection(self, connection):
+        """Begin to connect; the connection asks as soon as it is connected."""
+        connection.started = time.perf_counter()
+        connection.sock = None
         try:
-            caller.sock = socket.socket(self.address[0])
-            caller.sock.setblocking(False)
-            status = caller.sock.connect_ex(self.address[1])
+            connection.sock = socket.socket(self.address[0])
+            connection.sock.setblocking(False)
+            status = connection.sock.connect_ex(self.address[1])
             if status not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
                 raise OSError(status, os.strerror(status))
-            self.sel.register(caller.sock, selectors.EVENT_WRITE, lambda sock, mask: self.connected(caller))
+            self.sel.register(connection.sock, selectors.EVENT_WRITE, lambda sock, mask: self.on_connected(connection))
         except (OSError, ValueError) as error:
-            self.drop(caller, error)
+            self.fail(connection, error)
 
-    def connected(self, caller):
-        status = caller.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    def on_connected(self, connection):
+        status = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if status:
-            self.drop(caller, OSError(status, os.strerror(status)))
+            self.fail(connection, OSError(status, os.strerror(status)))
         else:
-            self.sel.modify(caller.sock, selectors.EVENT_READ, lambda sock, mask: self.turn(caller, mask))
-            self.ask(caller)
+            self.sel.modify(connection.sock, selectors.EVENT_READ, lambda sock, mask: self.on_ready(connection, mask))
+            self.send_request(connection)
 
-    def ask(self, caller):
+    def send_request(self, connection):
         """Send the next message."""
-        start = (caller.number * 7919 + caller.asked * 104729) % (len(self.text) - self.size + 1)
-        caller.asked += 1
-        caller.rest = memoryview(self.text)[start:start + self.size]
-        caller.want = self.upper[start:start + self.size]
-        caller.came = bytearray()
+        start = (connection.number * 7919 + connection.requests * 104729) % (len(self.text) - self.size + 1)
+        connection.requests += 1
+        connection.unsent = memoryview(self.text)[start:start + self.size]
+        connection.expected = self.upper[start:start + self.size]
+        connection.received = bytearray()
         if not self.reconnect:
-            caller.since = time.perf_counter()
-        self.send(caller)
+            connection.started = time.perf_counter()
+        self.send(connection)
 
-    def send(self, caller):
+    def send(self, connection):
         try:
-            caller.rest = caller.rest[caller.sock.send(caller.rest):]
+            connection.unsent = connection.unsent[connection.sock.send(connection.unsent):]
         except BlockingIOError:
             pass
         except OSError as error:
-            self.drop(caller, error)
+            self.fail(connection, error)
             return
-        if caller.rest:
-            turn = self.sel.get_key(caller.sock).data
-            self.sel.modify(caller.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, turn)
+        if connection.unsent:
+            turn = self.sel.get_key(connection.sock).data
+            self.sel.modify(connection.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, turn)
 
-    def turn(self, caller, mask):
+    def on_ready(self, connection, mask):
         """Something has come (or can be sent): is the answer complete, and is it right?"""
-        if caller.rest and mask & selectors.EVENT_WRITE:
-            self.send(caller)
-            if not caller.sock:         # the server has gone meanwhile
+        if connection.unsent and mask & selectors.EVENT_WRITE:
+            self.send(connection)
+            if not connection.sock:         # the server has gone meanwhile
                 return
-            if not caller.rest:
-                self.sel.modify(caller.sock, selectors.EVENT_READ, self.sel.get_key(caller.sock).data)
+            if not connection.unsent:
+                self.sel.modify(connection.sock, selectors.EVENT_READ, self.sel.get_key(connection.sock).data)
         if not mask & selectors.EVENT_READ:
             return
         try:
-            data = caller.sock.recv(65536)
+            data = connection.sock.recv(65536)
         except OSError as error:
-            self.drop(caller, error)
+            self.fail(connection, error)
             return
-        caller.came += data
-        came = caller.came
+        connection.received += data
+        came = connection.received
         if self.suffix:
             came = came.replace(self.suffix, b'') if came.endswith(self.suffix) else b''
         if not data:
-            self.drop(caller, 'closed by the server')
+            self.fail(connection, 'closed by the server')
         elif len(came) >= self.size:
-            self.latencies.append(time.perf_counter() - caller.since)
-            caller.answered = True
-            if came != caller.want:
+            self.latencies.append(time.perf_counter() - connection.started)
+            connection.answered = True
+            if came != connection.expected:
                 self.errors['wrong answer'] += 1
             if self.reconnect:
-                self.forget(caller)
-                self.open(caller)
+                self.close_connection(connection)
+                self.open_connection(connection)
             else:
-                self.ask(caller)
+                self.send_request(connection)
 
-    def drop(self, caller, error):
-        """This caller gives up; the others go on."""
+    def fail(self, connection, error):
+        """This connection gives up; the others go on."""
         self.errors[getattr(error, 'strerror', None) or str(error)] += 1
-        if caller.sock:
-            self.forget(caller)
+        if connection.sock:
+            self.close_connection(connection)
 
-    def forget(self, caller):
-        if caller.sock in self.sel.get_map():
-            self.sel.unregister(caller.sock)
-        caller.sock.close()
-        caller.sock = None
+    def close_connection(self, connection):
+        if connection.sock in self.sel.get_map():
+            self.sel.unregister(connection.sock)
+        connection.sock.close()
+        connection.sock = None
 
     def close(self):
-        for caller in self.callers:
-            if caller.sock:
-                self.forget(caller)
+        for connection in self.opened:
+            if connection.sock:
+                self.close_connection(connection)
         self.sel.close()
 
 
@@ -363,19 +363,19 @@ def load(args):
     with connect(args.host, args.port) as sock:     # a name may have several addresses: the one that answers
         address = sock.family, sock.getpeername()
     suffix = learn_suffix(args.host, args.port)
-    idle, idle_errors = sit(address, args.idle)
-    work = Load(address, args.size, suffix, args.reconnect)
+    idle, idle_errors = open_idle(address, args.idle)
+    work = LoadGenerator(address, args.size, suffix, args.reconnect)
     work.errors.update(idle_errors)
-    pid = listener(args.port) if args.host in ('127.0.0.1', '::1', 'localhost') else None
-    before, own = cpu(pid), time.process_time()
+    pid = find_listener_pid(args.port) if args.host in ('127.0.0.1', '::1', 'localhost') else None
+    before, own = cpu_seconds(pid), time.process_time()
     seconds = work.run(args.connections, args.seconds, progress if sys.stderr and sys.stderr.isatty() else lambda *_: None)
-    used, own = minus(cpu(pid), before), time.process_time() - own
+    used, own = difference(cpu_seconds(pid), before), time.process_time() - own
     work.close()
-    work.errors.update(gone(idle))
+    work.errors.update(close_idle(idle))
     if sys.stderr and sys.stderr.isatty():
         print(file=sys.stderr)
     report = summary(work, seconds, args, used, own)
-    print(json.dumps(report) if args.json else text(report, args), flush=True)
+    print(json.dumps(report) if args.json else format_report(report, args), flush=True)
     return 1 if work.errors or not work.latencies else 0
 
 
@@ -403,12 +403,12 @@ def learn_suffix(host, port):
         except OSError as error:
             sys.exit(f'no answer from {host}, port {port}: {error} (does it talk to somebody else, or by an operator?)')
         suffix = exchange(sock, b'', 0.1, 5)[0][len(b'suffix?'):]
-    if not TEXT.translate(None, suffix + suffix.lower()):
+    if not PAYLOAD.translate(None, suffix + suffix.lower()):
         sys.exit(f'{host}, port {port}, adds {len(suffix)} bytes to an answer of 7: that is none of these servers')
     return suffix
 
 
-def sit(address, number):
+def open_idle(address, number):
     """Return so many connections that only sit there, and what kept others from it."""
     idle, errors = [], collections.Counter()
     for _ in range(number):
@@ -425,7 +425,7 @@ def sit(address, number):
     return idle, errors
 
 
-def gone(idle):
+def close_idle(idle):
     """Close the idle connections; count those that the server had not kept."""
     errors = collections.Counter()
     for sock in idle:
@@ -448,14 +448,14 @@ def summary(work, seconds, args, used, own):
     for label, share in ('p50', 0.5), ('p95', 0.95), ('p99', 0.99), ('max', 1):
         report[f'{label}_ms'] = latencies[max(0, math.ceil(share * done) - 1)] * 1e3 if done else None
     report['errors'] = dict(work.errors)
-    report['never_answered'] = sum(not caller.answered for caller in work.callers)
+    report['never_answered'] = sum(not connection.answered for connection in work.opened)
     report['server_cpu_us_per_request'] = used / done * 1e6 if done and used is not None else None
     report['client_cpu_us_per_request'] = own / done * 1e6 if done else None
     report['client_cpu_percent'] = 100 * own / seconds
     return report
 
 
-def text(report, args):
+def format_report(report, args):
     """Return the report of a load for people."""
     lines = [f'{args.host}, port {args.port}: {args.connections} connections, {args.idle} more idle, {args.size} bytes, '
              f'{report["seconds"]:.1f} s' + (', a new connection per request' if args.reconnect else '')]
@@ -502,13 +502,13 @@ def file_limit():
 
 # ---- what a server costs: read on Linux from /proc, on other POSIX from ps; on Windows not at all ----
 
-def family(pid):
+def process_tree(pid):
     """Return PID and its children (the servers have no grandchildren)."""
-    if PROC:
+    if HAS_PROC:
         children = []
         for each in filter(str.isdigit, os.listdir('/proc')):
             try:
-                if int(stat(each)[1]) == pid:
+                if int(proc_stat(each)[1]) == pid:
                     children.append(int(each))
             except OSError:
                 pass                    # it has just ended
@@ -517,7 +517,7 @@ def family(pid):
     return [pid] + [int(child) for child, parent in pairs if int(parent) == pid]
 
 
-def stat(pid):
+def proc_stat(pid):
     """Return the fields of /proc/PID/stat from the third on, `state` (proc(5)): the second may hold anything."""
     with open(f'/proc/{pid}/stat') as file:
         return file.read().rpartition(')')[2].split()
@@ -527,18 +527,18 @@ def ps(*arguments):
     return subprocess.run(['ps', *arguments], stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
-def cpu(pid):
+def cpu_seconds(pid):
     """Return the seconds of CPU that PID and its children have used; None where that cannot be known."""
     if pid is None or os.name != 'posix':
         return None
-    if PROC:
+    if HAS_PROC:
         try:
-            ticks = sum(map(int, stat(pid)[13:15]))     # of children that have ended and were waited for
+            ticks = sum(map(int, proc_stat(pid)[13:15]))     # of children that have ended and were waited for
         except OSError:
             return None                 # it has ended
-        return ticks / os.sysconf('SC_CLK_TCK') + sum(map(cpu_clock, family(pid)))
+        return ticks / os.sysconf('SC_CLK_TCK') + sum(map(cpu_clock, process_tree(pid)))
     total = 0
-    for line in ps('-o', 'time=', '-p', ','.join(map(str, family(pid)))):
+    for line in ps('-o', 'time=', '-p', ','.join(map(str, process_tree(pid)))):
         parts = re.findall(r'[\d.]+', line)         # [[days-]hours:]minutes:seconds
         total += sum(float(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400)))
     return total
@@ -552,13 +552,13 @@ def cpu_clock(pid):
         return 0                        # it has just ended
 
 
-def memory(pid):
+def memory_bytes(pid):
     """Return how many bytes PID and its children occupy, each shared page counted once (Pss), else resident; or None."""
     if os.name != 'posix':
         return None
-    if PROC:
-        return sum(map(pss, family(pid)))
-    return sum(int(line) * 1024 for line in ps('-o', 'rss=', '-p', ','.join(map(str, family(pid)))))
+    if HAS_PROC:
+        return sum(map(pss, process_tree(pid)))
+    return sum(int(line) * 1024 for line in ps('-o', 'rss=', '-p', ','.join(map(str, process_tree(pid)))))
 
 
 def pss(pid):
@@ -569,12 +569,12 @@ def pss(pid):
         return 0
 
 
-def threads(pid):
+def thread_count(pid):
     """Return how many threads PID and its children have, or None."""
-    if not PROC:
+    if not HAS_PROC:
         return None
     total = 0
-    for each in family(pid):
+    for each in process_tree(pid):
         try:
             total += len(os.listdir(f'/proc/{each}/task'))
         except OSError:
@@ -582,11 +582,11 @@ def threads(pid):
     return total
 
 
-def minus(after, before):
+def difference(after, before):
     return None if after is None or before is None else after - before
 
 
-def listener(port):
+def find_listener_pid(port):
     """Return the process that listens on PORT of this machine, or None where that cannot be known (Linux only)."""
     found = []
     for table in '/proc/net/tcp', '/proc/net/tcp6':
@@ -607,7 +607,7 @@ def listener(port):
 
 # ---- starting a server script: test_all.py uses this too ----
 
-class SignalsLater:
+class DeferSignals:
     """With this, Ctrl-C and SIGTERM wait until what is inside is done (only the main thread gets signals at all)."""
 
     def __enter__(self):
@@ -637,14 +637,14 @@ class Server:
         if '--port' not in arguments:
             command += ['--port', '0']
         self.name = ' '.join([script, *arguments])
-        with SignalsLater():            # or a Ctrl-C now could leave a server that nobody knows of
+        with DeferSignals():            # or a Ctrl-C now could leave a server that nobody knows of
             self.process = subprocess.Popen(command, **options)
             self.readers = []
             Server.running.add(self)
         self.pid = self.process.pid
         self.lines, self.seen = queue.Queue(), []
         streams = [stream for stream in (self.process.stdout, self.process.stderr) if stream]
-        self.open = len(streams)
+        self.open_streams = len(streams)
         self.readers = [threading.Thread(target=self.collect, args=(stream,), daemon=True) for stream in streams]
         for reader in self.readers:
             reader.start()
@@ -664,13 +664,13 @@ class Server:
     def expect(self, pattern, timeout=10):
         """Return the match of the next line that has PATTERN; raises RuntimeError if none comes in TIMEOUT seconds."""
         end, match = time.monotonic() + timeout, None
-        while not match and self.open:
+        while not match and self.open_streams:
             try:
                 line = self.lines.get(timeout=max(0, end - time.monotonic()))
             except queue.Empty:
                 break
             if line is None:
-                self.open -= 1
+                self.open_streams -= 1
             else:
                 self.seen.append(line)
                 match = re.search(pattern, line)
@@ -719,8 +719,8 @@ VARIANTS = [        # name, script, arguments
     ('socketserver thread', 'socketserver_server.py', ['--mode', 'thread']),
     ('socketserver process', 'socketserver_server.py', ['--mode', 'process']),
 ]
-WORK = 0.1          # seconds: the slow answer
-HOLD = 0.2          # seconds: how long the first client keeps a second one waiting, if the model lets it
+WORK_SECONDS = 0.1          # seconds: the slow answer
+HOLD_SECONDS = 0.2          # seconds: how long the first client keeps a second one waiting, if the model lets it
 
 
 def measure(script, arguments, budget, crowd):
@@ -728,12 +728,12 @@ def measure(script, arguments, budget, crowd):
     figures = {}
     with Server(script, *arguments) as server:
         address = resolve(*server.address)
-        figures['second_waits_s'] = second_waits(server.address)
-        before = memory(server.pid)
-        figures['alone'] = rates(drive(server, address, 1, budget / 2))
-        figures['with_100'] = rates(drive(server, address, 100, budget))
+        figures['second_waits_s'] = second_client_wait(server.address)
+        before = memory_bytes(server.pid)
+        figures['alone'] = rates(run_load(server, address, 1, budget / 2))
+        figures['with_100'] = rates(run_load(server, address, 100, budget))
         measure_crowd(figures, server, crowd, budget, before, held=not {'serial', 'pool'} & set(arguments))
-    with Server(script, *arguments, '--work', str(WORK)) as server:
+    with Server(script, *arguments, '--work', str(WORK_SECONDS)) as server:
         figures['slow_answer_delays_s'] = slow_delays(server.address)
     return figures
 
@@ -741,7 +741,7 @@ def measure(script, arguments, budget, crowd):
 def measure_crowd(figures, server, crowd, budget, before, held):
     """Add what CROWD idle clients cost, and what they cost others, if the model has them HELD at all."""
     address = resolve(*server.address)
-    idle, errors = sit(address, crowd)
+    idle, errors = open_idle(address, crowd)
     try:
         measure_beside(figures, server, address, idle, budget, before, held)
     finally:
@@ -753,22 +753,22 @@ def measure_crowd(figures, server, crowd, budget, before, held):
 def measure_beside(figures, server, address, idle, budget, before, held):
     """The figures while the crowd IDLE sits there."""
     held = held and answered(idle[-1:], 5)      # if the last is answered, all before it have been accepted
-    figures['crowd_bytes'] = minus(memory(server.pid), before) if held else None
-    figures['threads'] = threads(server.pid)
-    figures['processes'] = len(family(server.pid)) if os.name == 'posix' else None
-    used, start = cpu(server.pid), time.perf_counter()
+    figures['crowd_bytes'] = difference(memory_bytes(server.pid), before) if held else None
+    figures['threads'] = thread_count(server.pid)
+    figures['processes'] = len(process_tree(server.pid)) if os.name == 'posix' else None
+    used, start = cpu_seconds(server.pid), time.perf_counter()
     time.sleep(budget / 2)
-    used = minus(cpu(server.pid), used)
+    used = difference(cpu_seconds(server.pid), used)
     figures['idle_cpu'] = None if used is None else used / (time.perf_counter() - start)
-    figures['alone_beside_crowd'] = rates(drive(server, address, 1, budget / 2)) if held else None
-    figures['beside_crowd'] = rates(drive(server, address, 100, budget)) if held else None
+    figures['alone_beside_crowd'] = rates(run_load(server, address, 1, budget / 2)) if held else None
+    figures['beside_crowd'] = rates(run_load(server, address, 100, budget)) if held else None
 
 
-def drive(server, address, connections, seconds, reconnect=False):
+def run_load(server, address, connections, seconds, reconnect=False):
     """Load a server; return the latencies, the seconds it took, the CPU seconds of the server, and the errors."""
-    work, used = Load(address, 64, b'', reconnect), cpu(server.pid)
+    work, used = LoadGenerator(address, 64, b'', reconnect), cpu_seconds(server.pid)
     took = work.run(connections, seconds)
-    used = minus(cpu(server.pid), used)
+    used = difference(cpu_seconds(server.pid), used)
     work.close()        # only now: children that end would take their figures with them
     return {'latencies': work.latencies, 'seconds': took, 'cpu': used, 'errors': dict(work.errors)}
 
@@ -797,14 +797,14 @@ def answered(socks, timeout):
         return False
 
 
-def second_waits(address, before=1):
-    """Return how long a client waits for its answer, if clients BEFORE it sit there for HOLD seconds and leave."""
+def second_client_wait(address, before=1):
+    """Return how long a client waits for its answer, if clients BEFORE it sit there for HOLD_SECONDS seconds and leave."""
     with contextlib.ExitStack() as others:
         sitting = [others.enter_context(socket.create_connection(address)) for _ in range(before)]
         answered(sitting[:1], 5)
         second = others.enter_context(socket.create_connection(address))
         start = time.perf_counter()
-        if not answered([second], HOLD):
+        if not answered([second], HOLD_SECONDS):
             for other in sitting:
                 other.close()
             second.settimeout(5)
@@ -816,9 +816,9 @@ def slow_delays(address):
     """Return how much longer than its own a client waits, if another's answer, as slow, was asked for just before."""
     with socket.create_connection(address) as first, socket.create_connection(address) as second:
         for sock in first, second:
-            sock.settimeout(10 * WORK)
+            sock.settimeout(10 * WORK_SECONDS)
         first.sendall(b'x')
-        time.sleep(WORK / 10)
+        time.sleep(WORK_SECONDS / 10)
         start = time.perf_counter()
         second.sendall(b'x')
         try:
@@ -827,7 +827,7 @@ def slow_delays(address):
             second.recv(100)
         except OSError:
             return None
-        return max(0, time.perf_counter() - start - WORK)
+        return max(0, time.perf_counter() - start - WORK_SECONDS)
 
 
 def pool_waits():
@@ -835,7 +835,7 @@ def pool_waits():
     waits = []
     for before in 3, 4:
         with Server('blocking_server.py', '--mode', 'pool', '--pool-size', '4') as server:
-            waits.append(second_waits(server.address, before))
+            waits.append(second_client_wait(server.address, before))
     return waits
 
 
@@ -843,13 +843,13 @@ def connection_per_request(budget):
     """Return the rates of a thread server with kept connections, and with a new one for each request."""
     with Server('blocking_server.py') as server:
         address = resolve(*server.address)
-        return [rates(drive(server, address, 10, budget, each)) for each in (False, True)]
+        return [rates(run_load(server, address, 10, budget, each)) for each in (False, True)]
 
 
-def how_many(script, arguments, number):
+def count_held(script, arguments, number):
     """Return how many of NUMBER clients a server really holds: each of these is answered."""
     with Server(script, *arguments) as server:
-        idle, errors = sit(resolve(*server.address), number)
+        idle, errors = open_idle(resolve(*server.address), number)
         held = sum(answered([sock], 2) for sock in idle)
         for sock in idle:
             sock.close()
@@ -858,12 +858,12 @@ def how_many(script, arguments, number):
 
 # ---- compare: what the notes claim, and what the figures say of it ----
 
-class Unknown(Exception):
+class NotMeasured(Exception):
     """A claim needs a figure that could not be had; the text says why."""
 
 
 class Figures:
-    """What was measured. Asking it for what is not there raises Unknown."""
+    """What was measured. Asking it for what is not there raises NotMeasured."""
 
     def __init__(self):
         self.rows, self.extra, self.failed = {}, {}, {}
@@ -871,48 +871,48 @@ class Figures:
     def of(self, variant, *keys):
         found = self.rows.get(variant)
         if found is None:
-            raise Unknown(f'{variant}: {self.failed.get(variant, "not on this platform")}')
+            raise NotMeasured(f'{variant}: {self.failed.get(variant, "not on this platform")}')
         for key in keys:
             found = found.get(key) if found else None
         if found is None:
-            raise Unknown(f'{variant}: no figure for {" ".join(keys)} on this platform')
+            raise NotMeasured(f'{variant}: no figure for {" ".join(keys)} on this platform')
         return found
 
-    def special(self, key):
+    def extra_figure(self, key):
         if self.extra.get(key) is None:
-            raise Unknown(self.failed.get(key, 'not measured'))
+            raise NotMeasured(self.failed.get(key, 'not measured'))
         return self.extra[key]
 
 
 def claim_serial(f):
     waits = f.of('blocking serial', 'second_waits_s')
-    return waits > 0.9 * HOLD, f'it waited {span(waits)}, while the first stayed {span(HOLD)}'
+    return waits > 0.9 * HOLD_SECONDS, f'it waited {format_seconds(waits)}, while the first stayed {format_seconds(HOLD_SECONDS)}'
 
 
 def claim_threads_free(f):
     thread, process = f.of('blocking thread', 'second_waits_s'), f.of('blocking process', 'second_waits_s')
-    return max(thread, process) < HOLD / 2, f'the second client waited {span(thread)} with threads, {span(process)} with processes'
+    return max(thread, process) < HOLD_SECONDS / 2, f'the second client waited {format_seconds(thread)} with threads, {format_seconds(process)} with processes'
 
 
 def claim_threads_cost(f):
     each = {name: f.of(name, 'crowd_bytes') / f.of(name, 'crowd') for name in ('blocking thread', 'blocking process', 'select')}
-    figures = ', '.join(f'{name} {size(each[name])} and {f.of(name, key)} {key}' for name, key in
+    figures = ', '.join(f'{name} {format_bytes(each[name])} and {f.of(name, key)} {key}' for name, key in
                         (('blocking thread', 'threads'), ('blocking process', 'processes'), ('select', 'threads')))
     return each['blocking process'] > each['blocking thread'] > 2 * each['select'], 'per idle client: ' + figures
 
 
 def claim_threads_slow(f):
     thread, loop = f.of('blocking thread', 'with_100', 'cpu_s'), f.of('select', 'with_100', 'cpu_s')
-    return thread > loop, f'CPU per request with 100 clients: threads {span(thread)}, select {span(loop)}'
+    return thread > loop, f'CPU per request with 100 clients: threads {format_seconds(thread)}, select {format_seconds(loop)}'
 
 
 def claim_pool(f):
-    fits, one_more = f.special('pool_waits')
-    return fits < HOLD / 2 and one_more > 0.9 * HOLD, f'with 4 threads client 4 waited {span(fits)}, client 5 {span(one_more)}'
+    fits, one_more = f.extra_figure('pool_waits')
+    return fits < HOLD_SECONDS / 2 and one_more > 0.9 * HOLD_SECONDS, f'with 4 threads client 4 waited {format_seconds(fits)}, client 5 {format_seconds(one_more)}'
 
 
 def claim_connection_pool(f):
-    kept, new = f.special('connection_per_request')
+    kept, new = f.extra_figure('connection_per_request')
     figures = f'{kept["per_second"]:.0f} requests/s with kept connections, {new["per_second"]:.0f} with a new one each'
     return kept['per_second'] > 1.2 * new['per_second'], figures
 
@@ -926,7 +926,7 @@ def claim_polling_burns(f):
 def claim_polling_late(f):
     late, thread = f.of('nonblocking pause 20ms', 'alone', 'latency_s'), f.of('blocking thread', 'alone', 'latency_s')
     idle = f.of('nonblocking pause 20ms', 'idle_cpu')
-    return late > 5 * thread, f'with a pause of 20 ms {span(late)} (and {idle:.0%} of a processor idle), a blocking thread {span(thread)}'
+    return late > 5 * thread, f'with a pause of 20 ms {format_seconds(late)} (and {idle:.0%} of a processor idle), a blocking thread {format_seconds(thread)}'
 
 
 def claim_polling_throughput(f):
@@ -936,13 +936,13 @@ def claim_polling_throughput(f):
 
 def claim_select_one(f):
     thread, loop = f.of('blocking thread', 'alone', 'latency_s'), f.of('select', 'alone', 'latency_s')
-    return loop > 0.9 * thread, f'one client\'s answer takes {span(thread)} with a thread, {span(loop)} with select'
+    return loop > 0.9 * thread, f'one client\'s answer takes {format_seconds(thread)} with a thread, {format_seconds(loop)} with select'
 
 
 def claim_select_many(f):
     waits, count = f.of('select', 'second_waits_s'), f.of('select', 'threads')
-    return waits < HOLD / 2 and count == 1 and not f.of('select', 'not_held') , \
-        f'{f.of("select", "crowd")} clients on {count} thread; a second client waits {span(waits)}'
+    return waits < HOLD_SECONDS / 2 and count == 1 and not f.of('select', 'not_held') , \
+        f'{f.of("select", "crowd")} clients on {count} thread; a second client waits {format_seconds(waits)}'
 
 
 def claim_growth(names, grows):
@@ -956,30 +956,30 @@ def claim_growth(names, grows):
 
 
 def claim_limit(f):
-    held, others = f.special('select_holds'), f.special('poll_holds')
-    return held <= 1024 < others, f'of {f.special("offered")} clients select held {held}, poll {others}'
+    held, others = f.extra_figure('select_holds'), f.extra_figure('poll_holds')
+    return held <= 1024 < others, f'of {f.extra_figure("offered")} clients select held {held}, poll {others}'
 
 
 def claim_slow(f):
     loops = {name: f.of(name, 'slow_answer_delays_s') for name in f.rows if name.startswith(('select', 'nonblocking', 'async'))}
     thread = f.of('blocking thread', 'slow_answer_delays_s')
-    figures = f'an answer of {span(WORK)} holds the next up by {span(min(loops.values()))} to {span(max(loops.values()))} in the ' \
-              f'loops (async too), by {span(thread)} with threads'
-    return min(loops.values()) > 0.7 * WORK and thread < 0.3 * WORK, figures
+    figures = f'an answer of {format_seconds(WORK_SECONDS)} holds the next up by {format_seconds(min(loops.values()))} to {format_seconds(max(loops.values()))} in the ' \
+              f'loops (async too), by {format_seconds(thread)} with threads'
+    return min(loops.values()) > 0.7 * WORK_SECONDS and thread < 0.3 * WORK_SECONDS, figures
 
 
 def claim_async(f):
     waits, idle = f.of('async io_uring', 'second_waits_s'), f.of('async io_uring', 'idle_cpu')
     slow = f.of('async io_uring', 'slow_answer_delays_s')
-    return waits < HOLD / 2 and idle < 0.05, f'io_uring: a second client waits {span(waits)}, idle {idle:.0%}, ' \
-        f'{f.of("async io_uring", "threads")} thread; computing still blocks ({span(slow)})'
+    return waits < HOLD_SECONDS / 2 and idle < 0.05, f'io_uring: a second client waits {format_seconds(waits)}, idle {idle:.0%}, ' \
+        f'{f.of("async io_uring", "threads")} thread; computing still blocks ({format_seconds(slow)})'
 
 
 def claim_completion(f):
     ring, loop = f.of('async io_uring', 'with_100', 'cpu_s'), f.of('async asyncio', 'with_100', 'cpu_s')
     bare = f.of('selectors epoll', 'with_100', 'cpu_s')
-    return ring < loop, f'CPU per request with 100 clients: io_uring {span(ring)}, asyncio {span(loop)} (much of it ' \
-                        f'asyncio itself: bare selectors, which are readiness too, {span(bare)})'
+    return ring < loop, f'CPU per request with 100 clients: io_uring {format_seconds(ring)}, asyncio {format_seconds(loop)} (much of it ' \
+                        f'asyncio itself: bare selectors, which are readiness too, {format_seconds(bare)})'
 
 
 CLAIMS = [      # section of the notes, claim, what decides it
@@ -1011,7 +1011,7 @@ def judge(figures):
         try:
             holds, bearing = decide(figures)
             verdict = 'holds here' if holds else 'does not hold here'
-        except Unknown as why:
+        except NotMeasured as why:
             verdict, bearing = 'could not be measured', str(why)
         except (ValueError, ZeroDivisionError):
             verdict, bearing = 'could not be measured', 'too few servers or clients could be measured'
@@ -1027,7 +1027,7 @@ def compare(args):
         signal.signal(number, interrupt)
     figures = Figures()
     try:
-        survey(figures, 0.1 if args.quick else 1, args.quick)
+        measure_all(figures, 0.1 if args.quick else 1, args.quick)
     except KeyboardInterrupt:
         sys.exit('\ninterrupted: the server that was running has been stopped')
     finally:
@@ -1049,33 +1049,33 @@ def interrupt(number, frame):
     raise KeyboardInterrupt
 
 
-def survey(figures, budget, quick):
+def measure_all(figures, budget, quick):
     """Fill FIGURES; what cannot be measured goes to `failed`, with the reason."""
     limit = file_limit() or 10000
     if hasattr(selectors, 'SelectSelector') and selectors.DefaultSelector is selectors.SelectSelector:
         limit = min(limit, 512)             # Windows: our own select holds no more
     crowd = max(0, min(200 if quick else 500, limit - 150))
-    variants = [each for each in VARIANTS if usable(each)]
+    variants = [each for each in VARIANTS if available(each)]
     steps = len(variants) + 3
     for step, (variant, script, arguments) in enumerate(variants):
         show_progress(step, steps, variant)
-        attempt(figures, figures.rows, variant, lambda: measure(script, arguments, budget, crowd))
+        try_measure(figures, figures.rows, variant, lambda: measure(script, arguments, budget, crowd))
     show_progress(steps - 3, steps, 'a pool and one client more')
-    attempt(figures, figures.extra, 'pool_waits', pool_waits)
+    try_measure(figures, figures.extra, 'pool_waits', pool_waits)
     show_progress(steps - 2, steps, 'a new connection per request')
-    attempt(figures, figures.extra, 'connection_per_request', lambda: connection_per_request(budget / 2))
+    try_measure(figures, figures.extra, 'connection_per_request', lambda: connection_per_request(budget / 2))
     show_progress(steps - 1, steps, 'how many clients select holds')
     if limit < 1200:
         for key in 'select_holds', 'poll_holds':
             figures.failed[key] = f'it takes 1200 open files, and {limit} are allowed here (ulimit -Hn)'
     else:
         figures.extra['offered'] = 1100
-        attempt(figures, figures.extra, 'select_holds', lambda: how_many('select_server.py', [], 1100))
-        attempt(figures, figures.extra, 'poll_holds', lambda: how_many('selectors_server.py', ['--selector', 'poll'], 1100))
+        try_measure(figures, figures.extra, 'select_holds', lambda: count_held('select_server.py', [], 1100))
+        try_measure(figures, figures.extra, 'poll_holds', lambda: count_held('selectors_server.py', ['--selector', 'poll'], 1100))
     show_progress(steps, steps, '')
 
 
-def usable(variant):
+def available(variant):
     """Whether this platform has what a variant is about; where io_uring is refused, its server says why."""
     for word, owner in ('epoll', select), ('kqueue', select), ('devpoll', select), ('poll', select):
         if variant[2][:1] == ['--selector'] and variant[2][1] == word and not hasattr(owner, word):
@@ -1083,7 +1083,7 @@ def usable(variant):
     return 'process' not in variant[2] or hasattr(os, 'fork')
 
 
-def attempt(figures, where, key, measurement):
+def try_measure(figures, where, key, measurement):
     try:
         where[key] = measurement()
     except (OSError, RuntimeError, SystemExit) as error:
@@ -1105,7 +1105,7 @@ def machine():
     return f'{name} {sys.version.split()[0]}, {system}, {os.cpu_count()} processors'
 
 
-def span(seconds):
+def format_seconds(seconds):
     """Return a length of time in words, in the unit that fits it."""
     if seconds is None:
         return '-'
@@ -1114,7 +1114,7 @@ def span(seconds):
     return f'{seconds:.2f} s' if seconds >= 1 else f'{seconds * 1e3:.3g} ms'
 
 
-def size(count):
+def format_bytes(count):
     return '-' if count is None else f'{count / 1024:.1f} KiB' if count < 1 << 20 else f'{count / (1 << 20):.1f} MiB'
 
 
@@ -1124,11 +1124,11 @@ def report_table(figures):
             ['', '+procs', 'the crowd', 'idle', 'client', 'req/s', 'CPU/req', 'req/s', 'CPU/req', 'waits', 'delays']]
     for variant, row in figures.rows.items():
         crowd = row['beside_crowd'] or {}
-        rows.append([variant, f'{row["threads"] or "-"}+{row["processes"] or "-"}', size(row['crowd_bytes']),
-                     '-' if row['idle_cpu'] is None else f'{row["idle_cpu"]:.0%}', span(row['alone']['latency_s']),
-                     f'{row["with_100"]["per_second"]:.0f}', span(row['with_100']['cpu_s']),
-                     f'{crowd["per_second"]:.0f}' if crowd else 'none', span(crowd.get('cpu_s')),
-                     span(row['second_waits_s']), span(row['slow_answer_delays_s'])])
+        rows.append([variant, f'{row["threads"] or "-"}+{row["processes"] or "-"}', format_bytes(row['crowd_bytes']),
+                     '-' if row['idle_cpu'] is None else f'{row["idle_cpu"]:.0%}', format_seconds(row['alone']['latency_s']),
+                     f'{row["with_100"]["per_second"]:.0f}', format_seconds(row['with_100']['cpu_s']),
+                     f'{crowd["per_second"]:.0f}' if crowd else 'none', format_seconds(crowd.get('cpu_s')),
+                     format_seconds(row['second_waits_s']), format_seconds(row['slow_answer_delays_s'])])
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [machine(), '']
     for row in rows:
@@ -1136,9 +1136,9 @@ def report_table(figures):
                                for column, (cell, width) in enumerate(zip(row, widths))).rstrip())
     crowd = max((row['crowd'] for row in figures.rows.values()), default=0)
     lines += ['', f'The crowd: {crowd} clients that only sit there. Memory: what the server takes more for them.']
-    lines += bars('server CPU per request, 100 clients', {name: row['with_100']['cpu_s'] for name, row in figures.rows.items()}, span)
+    lines += bars('server CPU per request, 100 clients', {name: row['with_100']['cpu_s'] for name, row in figures.rows.items()}, format_seconds)
     lines += bars('memory per idle client', {name: (row['crowd_bytes'] or 0) / row['crowd'] if row['crowd'] else None
-                                             for name, row in figures.rows.items()}, size)
+                                             for name, row in figures.rows.items()}, format_bytes)
     lines += [f'not measured: {name}: {why}' for name, why in figures.failed.items()]
     return '\n'.join(lines)
 
@@ -1166,7 +1166,7 @@ def report_claims(judged):
 
 # ---- arguments and start ----
 
-def within(kind, low, high):
+def number_between(kind, low, high):
     """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
     def number(text):
         if low <= kind(text) <= high:
@@ -1182,18 +1182,18 @@ def parse_arguments(words):
     commands = parser.add_subparsers(dest='command', metavar='chat | load | compare')
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument('--host', default='127.0.0.1', help='where the server listens (default %(default)s)')
-    where.add_argument('--port', type=within(int, 1, 65535), default=8080, help='default %(default)s')
+    where.add_argument('--port', type=number_between(int, 1, 65535), default=8080, help='default %(default)s')
 
     add = commands.add_parser('chat', parents=[where], help='talk to a server (the default)').add_argument
     add('-m', dest='message', action='append', metavar='TEXT', help='send TEXT, print the reply, leave; may be repeated')
-    add('--quiet', type=within(float, 0.001, 3600), default=0.2, metavar='SECONDS',
+    add('--quiet', type=number_between(float, 0.001, 3600), default=0.2, metavar='SECONDS',
         help='a reply has ended when nothing has come for so long (default %(default)s)')
 
     add = commands.add_parser('load', parents=[where], help='load a server, and measure').add_argument
-    add('--connections', type=within(int, 1, 100000), default=100, metavar='N', help='that ask all the time (default %(default)s)')
-    add('--seconds', type=within(float, 0.01, 86400), default=5, help='for how long (default %(default)s)')
-    add('--size', type=within(int, 1, 1 << 28), default=64, metavar='BYTES', help='of each message (default %(default)s)')
-    add('--idle', type=within(int, 0, 100000), default=0, metavar='N', help='more connections that only sit there')
+    add('--connections', type=number_between(int, 1, 100000), default=100, metavar='N', help='that ask all the time (default %(default)s)')
+    add('--seconds', type=number_between(float, 0.01, 86400), default=5, help='for how long (default %(default)s)')
+    add('--size', type=number_between(int, 1, 1 << 28), default=64, metavar='BYTES', help='of each message (default %(default)s)')
+    add('--idle', type=number_between(int, 0, 100000), default=0, metavar='N', help='more connections that only sit there')
     add('--reconnect', action='store_true', help='a new connection for each request')
     add('--json', action='store_true', help='print the figures as JSON')
 
@@ -1216,13 +1216,13 @@ def main():
         sys.exit(status)
     except KeyboardInterrupt:
         print(file=sys.stderr)
-        leave(status=130)
+        exit_now(status=130)
     except BrokenPipeError:     # nobody reads our output any more
-        leave(status=1)
+        exit_now(status=1)
     except OSError as error:
-        leave(f'cannot go on: {error.strerror or error}', 1)
+        exit_now(f'cannot go on: {error.strerror or error}', 1)
     except MemoryError:
-        leave('there is not enough memory for so many bytes: take a smaller --size or fewer --connections', 1)
+        exit_now('there is not enough memory for so many bytes: take a smaller --size or fewer --connections', 1)
 
 
 if __name__ == '__main__':

@@ -1,17 +1,21 @@
-"""Non-blocking I/O (section 2 of the notes): recv never waits; it says "not yet", and is asked again.
+"""Non-blocking I/O (section 2 of the notes).
 
-    process   recv? recv? recv? recv? recv? recv? recv? |- copied -|  answer
-              not   not   not   not   not   not         |          |
-              yet   yet   yet   yet   yet   yet         |          |
-    kernel    |---------- wait for the data ------------|-- copy --|
+    process   recv? recv? recv? recv? recv? recv? |-- copied --|  answer
+              not   not   not   not   not         |            |
+              yet   yet   yet   yet   yet         |            |
+    kernel    |------- wait for the data ---------|-- copying -|
 
-Between two questions the process does other work, or talks to other clients. But while nobody speaks it keeps
-asking (polling): one processor is busy with nothing. --pause makes it ask less often; then it answers late.
+recv never waits. If no data has come, it fails at once with EAGAIN: not yet.
+Then the process does other work, looks at the other clients, and asks again
+(polling). It asks even while nobody speaks, so one processor is always busy.
+With --pause it asks less often, and answers late.
 
-Run it:  python nonblocking_server.py --trace      Talk to it:  python client.py --port 8083
+Run it:      python nonblocking_server.py --trace
+Talk to it:  python client.py --port 8083
+Read first:  serve, other_work, accept, read, write, send, close.
+             The rest can wait.
 """
 import argparse
-import errno
 import os
 import signal
 import socket
@@ -21,19 +25,23 @@ import time
 
 PORT = 8083             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
+RETRY_DELAY = 0.1       # seconds until the next try after a call has failed
+answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
+pause = 0               # seconds to sleep between two rounds of polling; --pause changes it
 
-rlist = []      # the clients that we ask for bytes
-wlist = []      # the clients that we owe bytes: we ask them to take these, and read no more until they have
-owed = {}       # what we owe to each client in wlist
-worked = 0      # how often the loop was free for other work
+rlist = []      # clients that we ask for bytes
+wlist = []      # clients that have not taken their whole answer: we offer them the rest
+unsent = {}     # the rest of the answer for each client in wlist
+work_rounds = 0     # how often the loop was free for other work
 
 
-def serve(server):
-    """Ask everybody, one after the other, for ever."""
-    server.setblocking(False)
+# ---- the model
+
+def serve(listener):
+    """Ask every socket in turn, again and again. No call here blocks."""
+    listener.setblocking(False)
     while True:
-        while accept(server):
+        while accept(listener):
             pass
         for conn in rlist[:]:
             read(conn)
@@ -43,24 +51,22 @@ def serve(server):
 
 
 def other_work():
-    """What a process does that need not wait: here it counts, and with --pause it sleeps."""
-    global worked
-    worked += 1
+    """Do what does not have to wait for the clients. Here we count, and sleep with --pause."""
+    global work_rounds
+    work_rounds += 1
     if pause:
         time.sleep(pause)
 
 
-def accept(server):
-    """Take a client if there is one; return whether there was."""
+def accept(listener):
+    """Take a client if one waits; return whether one did."""
     try:
-        conn, addr = server.accept()
-    except BlockingIOError:         # EAGAIN: not yet
+        conn, addr = listener.accept()
+    except (BlockingIOError, ConnectionError):  # EAGAIN: not yet; or it left before we accepted
         return False
     except OSError as error:
-        if error.errno in NO_ROOM:
-            say_full(error)
-            return False
-        return True                 # that client has gone before we came; there may be others
+        report_accept_error(error)
+        return False
     conn.setblocking(False)         # on Linux it does not inherit this from the listener
     rlist.append(conn)
     return True
@@ -69,155 +75,232 @@ def accept(server):
 def read(conn):
     """If CONN has sent something, copy it and answer."""
     try:
-        data = conn.recv(BUFSIZE)
+        data = conn.recv(BUFSIZE)   # does not wait
+        if data:
+            send(conn, answer(data))
+            return
     except BlockingIOError:         # EAGAIN: not yet
         return
-    except OSError:
-        data = b''                  # reset, or vanished: that costs this conversation only
-    if data:
-        send(conn, answer(data))
-    else:
-        close(conn)
+    except (OSError, MemoryError):  # connection lost, or no memory: only this one ends
+        pass
+    close(conn)
 
 
 def write(conn):
-    """CONN did not take all of its answer: try the rest."""
-    send(conn, owed[conn])
+    """Offer CONN the rest of its answer."""
+    try:
+        send(conn, unsent[conn])
+    except (OSError, MemoryError):
+        close(conn)
 
 
 def send(conn, data):
-    """Send as much of DATA as the kernel takes. We owe CONN the rest, and until it is gone we do not read from it."""
+    """Send what the kernel takes of DATA. Until the rest is sent, do not read from CONN."""
     try:
         sent = conn.send(data)
     except BlockingIOError:
         sent = 0
-    except OSError:
-        close(conn)
-        return
+    was_waiting = conn in unsent
     if sent < len(data):
-        if conn not in owed:
+        unsent[conn] = data[sent:]
+        if not was_waiting:
             rlist.remove(conn)
             wlist.append(conn)
-        owed[conn] = data[sent:]
-    elif conn in owed:
-        del owed[conn]
+    elif was_waiting:
+        del unsent[conn]
         wlist.remove(conn)
         rlist.append(conn)
 
 
 def close(conn):
-    """Forget CONN, and give its descriptor back."""
-    (wlist if conn in owed else rlist).remove(conn)
-    owed.pop(conn, None)
+    """Forget CONN and give its descriptor back."""
+    (wlist if conn in wlist else rlist).remove(conn)
+    unsent.pop(conn, None)
     conn.close()
 
 
+# ---- start
+
+def open_listener(family, address):
+    """Return a listening socket. These are the first steps of every server in the notes."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == 'posix':      # restart at once; on Windows two servers could share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind(address)
+    # with the notes' backlog of 5, a burst of clients would wait for seconds
+    listener.listen(max(socket.SOMAXCONN, 4096))
+    return listener
+
+
+def main():
+    global answer, pause
+    parser = arguments()
+    parser.add_argument('--pause', default=0, type=number_between(float, 0, 86400),
+                        metavar='SECONDS', help='time to sleep between polling rounds (default 0)')
+    args = parser.parse_args()
+    answer, pause = choose_answer(args), args.pause
+    if args.trace:
+        socket.socket = TracedSocket
+    model = f'non-blocking, polling every {pause:g} s' if pause else 'non-blocking, polling'
+    run(serve, listen(args.host, args.port), model)
+
+
+# ---- --trace
+
 class TracedSocket(socket.socket):
-    """What --trace puts in the place of a socket: it counts the calls that say "not yet", and draws the others."""
-    number = joined = asked = 0
+    """With --trace, replaces socket.socket. It counts the calls that fail with "not yet" and
+    prints a line for each other call."""
+    number = count = 0      # of this connection; of all connections
+    asked = 0               # how often we have called since the last success
 
     def accept(self):
-        conn, addr = self.counted('accept')
-        conn = TracedSocket(fileno=conn.detach())
-        TracedSocket.joined = conn.number = TracedSocket.joined + 1
-        self.drawn(conn.number, 'accept', f'{name(addr)} joined')
+        conn, addr = self.counted_call('accept')
+        TracedSocket.count = conn.number = TracedSocket.count + 1
+        self.trace_success(conn.number, 'accept', f'{format_address(addr)} joined')
         return conn, addr
 
     def recv(self, size):
-        data = self.counted('recv', size)
-        self.drawn(self.number, 'recv', '', data)
+        data = self.counted_call('recv', size)
+        self.trace_success(self.number, 'recv', '', data)
         return data
 
     def send(self, data):
-        sent = self.counted('send', data)
-        self.drawn(self.number, 'send', '', data[:sent])
+        sent = self.counted_call('send', data)
+        part = f'{sent} of ' * (sent < len(data))
+        self.trace_success(self.number, 'send', part, data)
+        if part:
+            trace(self.number, 'wlist', f'{len(data) - sent} bytes are unsent: not read meanwhile')
+        elif self in unsent:
+            trace(self.number, 'rlist', 'all is sent: read again')
         return sent
 
-    def counted(self, call, *arguments):
+    def counted_call(self, call, *arguments):
+        self.start = time.perf_counter()
         if not self.asked:
-            self.start, self.worked = time.perf_counter(), worked
+            self.first, self.rounds = self.start, work_rounds
         self.asked += 1
-        self.copy = time.perf_counter()
         try:
             return getattr(super(), call)(*arguments)
         except BlockingIOError:
             raise
         except OSError as error:
-            self.drawn(self.number, call, f'{error.strerror}: it has left')
+            self.asked = 0
+            trace(self.number, call, f'took {elapsed(self.start)}: {error.strerror}')
             raise
 
-    def drawn(self, number, call, came, data=None):
-        asked = 'asked once'
+    def trace_success(self, number, call, words, data=None):
+        took = elapsed(self.start)
         if self.asked > 1:
-            asked = f'asked {self.asked} times in {since(self.start)}, {self.asked - 1} times "not yet" (EAGAIN), ' \
-                    f'other work done {worked - self.worked} times'
-        draw(number, call, f'{asked}; copied in {since(self.copy)}: {came}', data)
+            count = f'asked {self.asked} times in {elapsed(self.first)}'
+            trace(number, call, f'{count}, {self.asked - 1} times "not yet"')
+            trace(None, 'work', f'other work done {work_rounds - self.rounds} times meanwhile')
+        trace(number, call, f'copied in {took}: {words}', data)
         self.asked = 0
 
 
-# ---- from here to the end of `run`: what every server has, the same to the letter ----
+# ---- the same in every server
 
-STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
-NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
-START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
-full_since = -10            # when we last said that there is no room
+STOP_SIGNALS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGBREAK')
+                if hasattr(signal, each)]
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOP_SIGNALS.append(signal.SIGHUP)      # the terminal was closed; nohup makes us ignore that
+START_TIME = time.perf_counter()
+current = threading.local()     # .number: the connection of this thread's last line of trace
+last_reports = {}               # when each line of `report` was last printed (time.monotonic)
+stopping = False                # a signal has asked us to stop
 
 
-def draw(number, call, phases, data=None):
-    """Write one line of the trace: seconds since the start, connection, call, what its phases took, what came."""
+def listen(host, port):
+    """Return a listener on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return open_listener(family=found[0], address=found[4])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+
+
+def refuse(conn, addr, reason):
+    """Close the connection of one client, so that the others can stay."""
+    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
+    conn.close()
+
+
+def report_accept_error(error):
+    """Say why no client can be accepted now. The usual reason is that no descriptor is left."""
+    report(f'cannot accept ({error.strerror}): new clients wait; connected ones are still served')
+
+
+def report(line):
+    """Print LINE on standard error, but the same line at most once in ten seconds."""
+    if time.monotonic() - last_reports.get(line, -10) >= 10:
+        last_reports[line] = time.monotonic()
+        print_line(line, sys.stderr)
+
+
+def choose_answer(args):
+    """Return what makes an answer from a client's bytes: bytes.upper, or the same made slow."""
+    def slow_answer(data):
+        start = time.perf_counter()
+        if args.delay:
+            time.sleep(args.delay)      # as for a database: this thread sleeps, others can run
+            if args.trace:
+                trace(current.number, 'answer', f'waited {elapsed(start)}')
+        start = time.perf_counter()
+        if args.work:
+            compute(args.work)
+            if args.trace:
+                words = f'computed {args.work:.3f} s of CPU in {elapsed(start)}'
+                trace(current.number, 'answer', words)
+        return data.upper()
+    return slow_answer if args.delay or args.work else bytes.upper
+
+
+def compute(seconds):
+    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def trace(number, call, words, data=None):
+    """Print a line of at most 80 columns: time since the start, connection, call, its phases."""
+    if number:
+        current.number = number
     if data is not None:
-        phases += f'{len(data)} bytes  {data[:24]!r}{"..." * (len(data) > 24)}' if data else 'the end: it has left'
+        words += f'{len(data)} bytes {data[:60]!r}' if data else "b'': the client closed"
     who = f'#{number}' if number else '-'
-    say(f'{time.perf_counter() - START:9.3f} s  {who:<5} {call:<9} {phases}', sys.stderr)
+    line = f'{time.perf_counter() - START_TIME:8.3f} s  {who:<4} {call:<8} {words}'
+    print_line(line if len(line) <= 80 else line[:77] + '...', sys.stderr)
 
 
-def since(start):
-    """Return in words how long ago START was (a time.perf_counter()), in the unit that fits."""
+def elapsed(start):
+    """Return the time since START (time.perf_counter) in words, in the unit that fits."""
     seconds = time.perf_counter() - start
     if seconds < 0.001:
         return f'{seconds * 1e6:.0f} us'
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=sys.stdout):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
+def print_line(line, stream=sys.stdout):
+    """Write LINE at once. os.write holds no lock, so a signal can end it if nobody reads."""
     try:
-        if file:
-            print(line, file=file, flush=True)
+        if stream:      # None if it was closed when we started
+            line = f'{line}\n'.encode(stream.encoding, 'backslashreplace')
+            os.write(stream.fileno(), line)
     except OSError:
-        pass
+        pass            # nobody reads any more (`| head -1`): the server goes on
 
 
-def name(address):
-    """Return the ADDRESS of a socket as people write it: 127.0.0.1:8080 or [::1]:8080."""
+def format_address(address):
+    """Return ADDRESS as people write it: 127.0.0.1:8080 or [::1]:8080."""
     return ('[{}]:{}' if ':' in address[0] else '{}:{}').format(*address)
 
 
-def refuse(conn, addr, why):
-    """Send one client away, so that the others can stay."""
-    say(f'refused {name(addr)}: {why}', sys.stderr)
-    conn.close()
-
-
-def say_full(error):
-    """Say that there is no room for another client: one line in ten seconds, however often we try."""
-    global full_since
-    if time.monotonic() - full_since >= 10:
-        full_since = time.monotonic()
-        say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
-
-
-def slow(seconds):
-    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
-    def answer(data):
-        time.sleep(seconds)
-        return data.upper()
-    return answer
-
-
-def within(kind, low, high):
-    """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
+def number_between(kind, low, high):
+    """Return an argparse type: a number of that KIND from LOW to HIGH (not nan, not inf)."""
     def number(text):
         if low <= kind(text) <= high:
             return kind(text)
@@ -227,75 +310,97 @@ def within(kind, low, high):
 
 def arguments():
     """Return a parser of the arguments that every server has."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    seconds = {'default': 0, 'type': number_between(float, 0, 86400), 'metavar': 'SECONDS'}
     add = parser.add_argument
-    add('--host', default='127.0.0.1', help='address to listen on (default %(default)s; ::1 for IPv6)')
-    add('--port', default=PORT, type=within(int, 0, 65535), help='default %(default)s; 0 takes a free one')
-    add('--work', default=0, type=within(float, 0, 86400), metavar='SECONDS', help='computing each answer takes so long')
-    add('--trace', action='store_true', help='draw each I/O call and its phases on standard error')
+    add('--host', default='127.0.0.1',
+        help='address to listen on (default %(default)s; ::1 for IPv6)')
+    add('--port', default=PORT, type=number_between(int, 0, 65535),
+        help='port to listen on (default %(default)s; 0 takes a free one)')
+    add('--delay', help='each answer waits so long, as for a database', **seconds)
+    add('--work', help='each answer needs so much computing (CPU time)', **seconds)
+    add('--trace', action='store_true', help='print each I/O call and its phases')
     return parser
 
 
-def stop(signum, frame):
-    """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
-    for number in STOPPERS:
-        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
-    raise KeyboardInterrupt
-
-
-def run(serve, server, model):
-    """Say `listening`, let SERVE serve until Ctrl-C or SIGTERM, and exit with status 0."""
+def run(serve, listener, model, clean_up=lambda: None):
+    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
     try:
-        for number in STOPPERS:
-            signal.signal(number, stop)
-        say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':      # a signal just before a blocking call is seen only after it: so none lasts for long
-            signal.signal(signal.SIGALRM, lambda *_: None)
-            signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-            serve(server)
-        else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
-            thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_stop_signal)
+        start_timer()
+        address = format_address(listener.getsockname())
+        print_line(f'listening on {address} ({model}; Ctrl-C stops)')
+        if os.name == 'posix':
+            keep_serving(serve, listener)
+        else:   # on Windows Ctrl-C interrupts no blocking call: the main thread must not block
+            thread = threading.Thread(target=keep_serving, args=(serve, listener), daemon=True)
             thread.start()
-            while thread.is_alive():
+            while thread.is_alive() and not stopping:
                 thread.join(0.5)
-            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
-        say('stopped')
-        os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
-    except OSError as error:
-        sys.exit(f'cannot serve any longer: {error.strerror or error}')
+        pass
+    finish(clean_up)
 
 
-def listen(host, port):
-    """Return a socket that listens on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+def keep_serving(serve, listener):
+    """Call SERVE. If the kernel has no memory for its calls, wait and go on (select(2): ENOMEM)."""
+    while True:
+        try:
+            serve(listener)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, 'strerror', None) or 'out of memory'
+            report(f'cannot serve ({reason}): trying again')
+            time.sleep(RETRY_DELAY)
+
+
+def start_timer():
+    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    if os.name == 'posix':
+        signal.signal(signal.SIGALRM, on_timer)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+
+def on_stop_signal(signum, frame):
+    """Raise KeyboardInterrupt at the first signal. Ignore later ones."""
+    global stopping
+    if not stopping:
+        stopping = True
+        start_timer()       # the full 0.5 s until on_timer raises it again
+        raise KeyboardInterrupt
+
+
+def on_timer(signum, frame):
+    """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
+    if stopping:
+        raise KeyboardInterrupt
+
+
+def finish(clean_up):
+    """Clean up, print `stopped`, and exit without waiting for threads: they may be blocked."""
+    global stopping
+    for number in STOP_SIGNALS:     # not SIG_IGN: Python prints an error if one is pending
+        signal.signal(number, lambda *_: None)
+    stopping = False        # the timer must not interrupt the clean-up
+    clean_up()
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = Socket(family, kind, proto)
-        if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # an answer leaves at once; clients inherit it
-        server.bind(address)
-        server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
-        return server
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+        stopping = True     # but it interrupts this: nobody may read the last line
+        print_line('stopped')
+    except KeyboardInterrupt:
+        pass
+    os._exit(0)
 
 
-def main():
-    global answer, Socket, pause
-    parser = arguments()
-    parser.add_argument('--pause', default=0, type=within(float, 0, 86400), metavar='SECONDS',
-                        help='sleep so long between two rounds of asking (default 0)')
-    args = parser.parse_args()
-    answer = slow(args.work) if args.work else answer
-    Socket = TracedSocket if args.trace else Socket
-    pause = args.pause
-    run(serve, listen(args.host, args.port), f'non-blocking, polling{f" every {pause:g} s" if pause else ""}')
+def start(main):
+    """Call MAIN. If it fails before the server listens, say why in one line (status 1)."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f'cannot start: {error.strerror or error}')
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:       # before there was a server, while a name is looked up
-        sys.exit(1)
+    start(main)

@@ -1,16 +1,21 @@
-"""I/O multiplexing with select (section 3 of the notes): one call waits for all sockets at once.
+"""I/O multiplexing with select (section 3 of the notes).
 
-    process   |----- blocked in select: waited ------|  recv |--- copied ---|  answer
-    kernel    |---- wait for the data of anyone -----|       |-- copy data -|
+    process   |--- blocked in select: waited ---|  recv |-- copied --|  answer
+    kernel    |---- wait for data of anyone ----|       |-- copying -|
 
-Two calls where blocking I/O has one, so one client is not served faster; but many are served by one thread. A
-client that does not take its answer moves from rlist to wlist: select says when it takes bytes again, and until then
-nothing is read from it. select looks through all sockets at each call, and cannot watch descriptors from 1024 on.
+One call waits for all sockets. Then recv only copies. Blocking I/O needs one
+call for a read, and this needs two: one client is not served faster. But one
+thread serves many clients.
 
-Run it:  python select_server.py --trace      Talk to it:  python client.py --port 8083
+A client that does not take its answer is not read from until it has taken it.
+Meanwhile it is in wlist, not in rlist. select looks through all sockets at each
+call. It cannot watch a descriptor that is numbered 1024 or above.
+
+Run it:      python select_server.py --trace
+Talk to it:  python client.py --port 8083
+Read first:  serve, accept, read, write, send, close. The rest can wait.
 """
 import argparse
-import errno
 import os
 import select
 import signal
@@ -21,44 +26,47 @@ import time
 
 PORT = 8083             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-MOMENT = 0.1            # seconds until we try again when there was no room for another client
-answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
+RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
 
-rlist = []      # the sockets that we wait to read from: the listener, and the clients
-wlist = []      # the clients that we owe bytes: we wait until they take these, and read no more until they have
-owed = {}       # what we owe to each client in wlist
-resting = 0     # when to watch the listener again (time.monotonic), if there was no room for another client
+rlist = []      # sockets that we wait to read from: the listener and the clients
+wlist = []      # clients that we wait to write to: those in unsent
+unsent = {}     # the rest of the answer for each client that has not taken it all
+resume_at = 0   # when to watch the listener again (time.monotonic); 0: it is watched
 
 
-def serve(server):
-    """Wait for all, then talk to those that are ready."""
-    server.setblocking(False)
-    rlist.append(server)
+# ---- the model
+
+def serve(listener):
+    """Wait for all sockets, then serve those that are ready."""
+    listener.setblocking(False)
+    if not resume_at and listener not in rlist:
+        rlist.append(listener)
     while True:
-        rl, wl, xl = wait(rlist, wlist, [], MOMENT if resting else None)    # blocks until a socket is ready
+        timeout = RETRY_DELAY if resume_at else None
+        rl, wl, xl = select.select(rlist, wlist, [], timeout)   # blocks until one is ready
         for sock in rl:
-            if sock is server:
-                accept(server)
+            if sock is listener:
+                accept(listener)
             else:
                 read(sock)
         for conn in wl:
             write(conn)
-        if resting and time.monotonic() >= resting:
-            wake(server)
+        if resume_at and time.monotonic() >= resume_at:
+            resume_accepting(listener)
 
 
-def accept(server):
+def accept(listener):
     """Take the client that waits."""
     try:
-        conn, addr = server.accept()
-    except OSError as error:        # any other error is of a client that has gone before we came
-        if error.errno in NO_ROOM:
-            rest(server, error)
+        conn, addr = listener.accept()
+    except OSError as error:
+        pause_accepting(listener, error)
         return
     try:
-        select.select(rlist + wlist + [conn], [], [], 0)    # can it be watched at all?
-    except ValueError as error:
-        refuse(conn, addr, f'select cannot watch it beside the others ({error})')
+        select.select(rlist + wlist + [conn], [], [], 0)
+    except (ValueError, OSError) as error:      # its number is too high, or no memory
+        refuse(conn, addr, f'we cannot watch it beside the others ({error})')
         return
     conn.setblocking(False)         # on Linux it does not inherit this from the listener
     rlist.append(conn)
@@ -67,170 +75,262 @@ def accept(server):
 def read(conn):
     """CONN has sent something: copy it and answer."""
     try:
-        data = conn.recv(BUFSIZE)   # does not wait: select has
+        data = conn.recv(BUFSIZE)   # does not wait: that is done
+        if data:
+            send(conn, answer(data))
+            return
     except BlockingIOError:         # a false alarm (select(2), BUGS)
         return
-    except OSError:
-        data = b''                  # reset, or vanished: that costs this conversation only
-    if data:
-        send(conn, answer(data))
-    else:
-        close(conn)
+    except (OSError, MemoryError):  # connection lost, or no memory: only this one ends
+        pass
+    close(conn)
 
 
 def write(conn):
     """CONN takes bytes again: send the rest of its answer."""
-    send(conn, owed[conn])
+    try:
+        send(conn, unsent[conn])
+    except (OSError, MemoryError):
+        close(conn)
 
 
 def send(conn, data):
-    """Send as much of DATA as the kernel takes. We owe CONN the rest, and until it is gone we do not read from it."""
+    """Send what the kernel takes of DATA. Until the rest is sent, do not read from CONN."""
     try:
         sent = conn.send(data)
     except BlockingIOError:
         sent = 0
-    except OSError:
-        close(conn)
-        return
+    was_waiting = conn in unsent
     if sent < len(data):
-        if conn not in owed:
+        unsent[conn] = data[sent:]
+        if not was_waiting:
             rlist.remove(conn)
             wlist.append(conn)
-        owed[conn] = data[sent:]
-    elif conn in owed:
-        del owed[conn]
+    elif was_waiting:
+        del unsent[conn]
         wlist.remove(conn)
         rlist.append(conn)
 
 
 def close(conn):
-    """Forget CONN, and give its descriptor back."""
-    (wlist if conn in owed else rlist).remove(conn)
-    owed.pop(conn, None)
+    """Forget CONN and give its descriptor back."""
+    (wlist if conn in wlist else rlist).remove(conn)
+    unsent.pop(conn, None)
     conn.close()
 
 
-def rest(server, error):
-    """There is no room for another client. The listener stays "ready", so for a moment nobody may watch it."""
-    global resting
-    say_full(error)
-    if rlist + wlist == [server]:   # nobody else is there, and Windows cannot wait for nothing
-        time.sleep(MOMENT)
+# ---- out of descriptors
+
+def pause_accepting(listener, error):
+    """Stop watching the listener briefly, or select would return at once, again and again."""
+    global resume_at
+    if isinstance(error, (ConnectionError, BlockingIOError)):   # it left before we accepted it
         return
-    rlist.remove(server)
-    resting = time.monotonic() + MOMENT
+    report_accept_error(error)
+    rlist.remove(listener)
+    resume_at = time.monotonic() + RETRY_DELAY
+    if not rlist + wlist:           # nobody is connected, and Windows cannot wait for nothing
+        time.sleep(RETRY_DELAY)
+        resume_accepting(listener)
 
 
-def wake(server):
+def resume_accepting(listener):
     """Watch the listener again."""
-    global resting
-    rlist.append(server)
-    resting = 0
+    global resume_at
+    rlist.append(listener)
+    resume_at = 0
 
+
+# ---- start
+
+def open_listener(family, address):
+    """Return a listening socket. These are the first steps of every server in the notes."""
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if os.name == 'posix':      # restart at once; on Windows two servers could share the port
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    listener.bind(address)
+    # with the notes' backlog of 5, a burst of clients would wait for seconds
+    listener.listen(max(socket.SOMAXCONN, 4096))
+    return listener
+
+
+def main():
+    global answer
+    parser = arguments()
+    args = parser.parse_args()
+    answer = choose_answer(args)
+    if args.trace:
+        socket.socket, select.select = TracedSocket, traced_select
+    model = 'multiplexing with select, one thread'
+    run(serve, listen(args.host, args.port), model)
+
+
+# ---- --trace
 
 class TracedSocket(socket.socket):
-    """What --trace puts in the place of a socket: it draws each call. Without --trace no line of this runs."""
-    number = joined = 0
+    """With --trace, replaces socket.socket and prints a line per call."""
+    number = count = 0      # of this connection; of all connections
 
     def accept(self):
         start = time.perf_counter()
         conn, addr = super().accept()
-        conn = TracedSocket(fileno=conn.detach())
-        TracedSocket.joined = conn.number = TracedSocket.joined + 1
-        draw(conn.number, 'accept', f'took {since(start)}: {name(addr)} joined')
+        TracedSocket.count = conn.number = TracedSocket.count + 1
+        trace(conn.number, 'accept', f'took {elapsed(start)}: {format_address(addr)} joined')
         return conn, addr
 
     def recv(self, size):
-        return self.drawn('recv', size)
+        start = time.perf_counter()
+        data = self.traced_call('recv', size)
+        trace(self.number, 'recv', f'copied in {elapsed(start)}: ', data)
+        return data
 
     def send(self, data):
-        return self.drawn('send', data)
-
-    def drawn(self, call, argument):
         start = time.perf_counter()
         try:
-            result = getattr(super(), call)(argument)
-        except OSError as error:
-            draw(self.number, call, f'took {since(start)}: {error.strerror}')
+            sent = self.traced_call('send', data)
+        except BlockingIOError:
+            trace(self.number, 'watch', f'for writing: {len(data)} bytes are unsent')
             raise
-        draw(self.number, call, f'copied in {since(start)}: ', result if call == 'recv' else argument[:result])
-        return result
+        part = f'{sent} of ' * (sent < len(data))
+        trace(self.number, 'send', f'copied in {elapsed(start)}: {part}', data)
+        if part:
+            trace(self.number, 'watch', f'for writing: {len(data) - sent} bytes are unsent')
+        elif self in unsent:
+            trace(self.number, 'watch', 'for reading again: all is sent')
+        return sent
+
+    def traced_call(self, call, argument):
+        start = time.perf_counter()
+        try:
+            return getattr(super(), call)(argument)
+        except OSError as error:
+            trace(self.number, call, f'took {elapsed(start)}: {error.strerror}')
+            raise
 
 
-def traced_wait(rlist, wlist, xlist, timeout):
-    """select.select, drawn: how long it blocked, and how many sockets were ready then."""
+def trace_ready(start, rl, wl, count):
+    """Print how long the wait was, and which of COUNT sockets are ready for what."""
+    ready = [f'read #{sock.number}' if sock.number else 'read listener' for sock in rl]
+    ready += [f'write #{sock.number}' for sock in wl]
+    words = f'waited {elapsed(start)}, {len(ready)} of {count} ready: '
+    trace(None, 'select', words + ', '.join(ready))
+
+
+real_select = select.select
+
+
+def traced_select(*arguments):
+    """The model's wait, with a line of trace."""
     start = time.perf_counter()
-    rl, wl, xl = select.select(rlist, wlist, xlist, timeout)
-    draw(None, 'select', f'waited {since(start)}, {len(rl) + len(wl)} of {len(rlist) + len(wlist)} sockets ready')
+    rl, wl, xl = real_select(*arguments)
+    if arguments[-1] != 0:      # 0: only the question of `accept`
+        trace_ready(start, rl, wl, len(rlist + wlist))
     return rl, wl, xl
 
 
-wait = select.select        # --trace puts traced_wait here
+# ---- the same in every server
+
+STOP_SIGNALS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGBREAK')
+                if hasattr(signal, each)]
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOP_SIGNALS.append(signal.SIGHUP)      # the terminal was closed; nohup makes us ignore that
+START_TIME = time.perf_counter()
+current = threading.local()     # .number: the connection of this thread's last line of trace
+last_reports = {}               # when each line of `report` was last printed (time.monotonic)
+stopping = False                # a signal has asked us to stop
 
 
-# ---- from here to the end of `run`: what every server has, the same to the letter ----
+def listen(host, port):
+    """Return a listener on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return open_listener(family=found[0], address=found[4])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
 
-STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
-NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
-START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
-full_since = -10            # when we last said that there is no room
+
+def refuse(conn, addr, reason):
+    """Close the connection of one client, so that the others can stay."""
+    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
+    conn.close()
 
 
-def draw(number, call, phases, data=None):
-    """Write one line of the trace: seconds since the start, connection, call, what its phases took, what came."""
+def report_accept_error(error):
+    """Say why no client can be accepted now. The usual reason is that no descriptor is left."""
+    report(f'cannot accept ({error.strerror}): new clients wait; connected ones are still served')
+
+
+def report(line):
+    """Print LINE on standard error, but the same line at most once in ten seconds."""
+    if time.monotonic() - last_reports.get(line, -10) >= 10:
+        last_reports[line] = time.monotonic()
+        print_line(line, sys.stderr)
+
+
+def choose_answer(args):
+    """Return what makes an answer from a client's bytes: bytes.upper, or the same made slow."""
+    def slow_answer(data):
+        start = time.perf_counter()
+        if args.delay:
+            time.sleep(args.delay)      # as for a database: this thread sleeps, others can run
+            if args.trace:
+                trace(current.number, 'answer', f'waited {elapsed(start)}')
+        start = time.perf_counter()
+        if args.work:
+            compute(args.work)
+            if args.trace:
+                words = f'computed {args.work:.3f} s of CPU in {elapsed(start)}'
+                trace(current.number, 'answer', words)
+        return data.upper()
+    return slow_answer if args.delay or args.work else bytes.upper
+
+
+def compute(seconds):
+    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def trace(number, call, words, data=None):
+    """Print a line of at most 80 columns: time since the start, connection, call, its phases."""
+    if number:
+        current.number = number
     if data is not None:
-        phases += f'{len(data)} bytes  {data[:24]!r}{"..." * (len(data) > 24)}' if data else 'the end: it has left'
+        words += f'{len(data)} bytes {data[:60]!r}' if data else "b'': the client closed"
     who = f'#{number}' if number else '-'
-    say(f'{time.perf_counter() - START:9.3f} s  {who:<5} {call:<9} {phases}', sys.stderr)
+    line = f'{time.perf_counter() - START_TIME:8.3f} s  {who:<4} {call:<8} {words}'
+    print_line(line if len(line) <= 80 else line[:77] + '...', sys.stderr)
 
 
-def since(start):
-    """Return in words how long ago START was (a time.perf_counter()), in the unit that fits."""
+def elapsed(start):
+    """Return the time since START (time.perf_counter) in words, in the unit that fits."""
     seconds = time.perf_counter() - start
     if seconds < 0.001:
         return f'{seconds * 1e6:.0f} us'
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=sys.stdout):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
+def print_line(line, stream=sys.stdout):
+    """Write LINE at once. os.write holds no lock, so a signal can end it if nobody reads."""
     try:
-        if file:
-            print(line, file=file, flush=True)
+        if stream:      # None if it was closed when we started
+            line = f'{line}\n'.encode(stream.encoding, 'backslashreplace')
+            os.write(stream.fileno(), line)
     except OSError:
-        pass
+        pass            # nobody reads any more (`| head -1`): the server goes on
 
 
-def name(address):
-    """Return the ADDRESS of a socket as people write it: 127.0.0.1:8080 or [::1]:8080."""
+def format_address(address):
+    """Return ADDRESS as people write it: 127.0.0.1:8080 or [::1]:8080."""
     return ('[{}]:{}' if ':' in address[0] else '{}:{}').format(*address)
 
 
-def refuse(conn, addr, why):
-    """Send one client away, so that the others can stay."""
-    say(f'refused {name(addr)}: {why}', sys.stderr)
-    conn.close()
-
-
-def say_full(error):
-    """Say that there is no room for another client: one line in ten seconds, however often we try."""
-    global full_since
-    if time.monotonic() - full_since >= 10:
-        full_since = time.monotonic()
-        say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
-
-
-def slow(seconds):
-    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
-    def answer(data):
-        time.sleep(seconds)
-        return data.upper()
-    return answer
-
-
-def within(kind, low, high):
-    """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
+def number_between(kind, low, high):
+    """Return an argparse type: a number of that KIND from LOW to HIGH (not nan, not inf)."""
     def number(text):
         if low <= kind(text) <= high:
             return kind(text)
@@ -240,72 +340,97 @@ def within(kind, low, high):
 
 def arguments():
     """Return a parser of the arguments that every server has."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    seconds = {'default': 0, 'type': number_between(float, 0, 86400), 'metavar': 'SECONDS'}
     add = parser.add_argument
-    add('--host', default='127.0.0.1', help='address to listen on (default %(default)s; ::1 for IPv6)')
-    add('--port', default=PORT, type=within(int, 0, 65535), help='default %(default)s; 0 takes a free one')
-    add('--work', default=0, type=within(float, 0, 86400), metavar='SECONDS', help='computing each answer takes so long')
-    add('--trace', action='store_true', help='draw each I/O call and its phases on standard error')
+    add('--host', default='127.0.0.1',
+        help='address to listen on (default %(default)s; ::1 for IPv6)')
+    add('--port', default=PORT, type=number_between(int, 0, 65535),
+        help='port to listen on (default %(default)s; 0 takes a free one)')
+    add('--delay', help='each answer waits so long, as for a database', **seconds)
+    add('--work', help='each answer needs so much computing (CPU time)', **seconds)
+    add('--trace', action='store_true', help='print each I/O call and its phases')
     return parser
 
 
-def stop(signum, frame):
-    """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
-    for number in STOPPERS:
-        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
-    raise KeyboardInterrupt
-
-
-def run(serve, server, model):
-    """Say `listening`, let SERVE serve until Ctrl-C or SIGTERM, and exit with status 0."""
+def run(serve, listener, model, clean_up=lambda: None):
+    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
     try:
-        for number in STOPPERS:
-            signal.signal(number, stop)
-        say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':      # a signal just before a blocking call is seen only after it: so none lasts for long
-            signal.signal(signal.SIGALRM, lambda *_: None)
-            signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-            serve(server)
-        else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
-            thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_stop_signal)
+        start_timer()
+        address = format_address(listener.getsockname())
+        print_line(f'listening on {address} ({model}; Ctrl-C stops)')
+        if os.name == 'posix':
+            keep_serving(serve, listener)
+        else:   # on Windows Ctrl-C interrupts no blocking call: the main thread must not block
+            thread = threading.Thread(target=keep_serving, args=(serve, listener), daemon=True)
             thread.start()
-            while thread.is_alive():
+            while thread.is_alive() and not stopping:
                 thread.join(0.5)
-            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
-        say('stopped')
-        os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
-    except OSError as error:
-        sys.exit(f'cannot serve any longer: {error.strerror or error}')
+        pass
+    finish(clean_up)
 
 
-def listen(host, port):
-    """Return a socket that listens on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+def keep_serving(serve, listener):
+    """Call SERVE. If the kernel has no memory for its calls, wait and go on (select(2): ENOMEM)."""
+    while True:
+        try:
+            serve(listener)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, 'strerror', None) or 'out of memory'
+            report(f'cannot serve ({reason}): trying again')
+            time.sleep(RETRY_DELAY)
+
+
+def start_timer():
+    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    if os.name == 'posix':
+        signal.signal(signal.SIGALRM, on_timer)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+
+def on_stop_signal(signum, frame):
+    """Raise KeyboardInterrupt at the first signal. Ignore later ones."""
+    global stopping
+    if not stopping:
+        stopping = True
+        start_timer()       # the full 0.5 s until on_timer raises it again
+        raise KeyboardInterrupt
+
+
+def on_timer(signum, frame):
+    """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
+    if stopping:
+        raise KeyboardInterrupt
+
+
+def finish(clean_up):
+    """Clean up, print `stopped`, and exit without waiting for threads: they may be blocked."""
+    global stopping
+    for number in STOP_SIGNALS:     # not SIG_IGN: Python prints an error if one is pending
+        signal.signal(number, lambda *_: None)
+    stopping = False        # the timer must not interrupt the clean-up
+    clean_up()
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = Socket(family, kind, proto)
-        if os.name == 'posix':      # start again at once; on Windows it would let two servers share the port
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)    # an answer leaves at once; clients inherit it
-        server.bind(address)
-        server.listen(max(socket.SOMAXCONN, 4096))      # the notes' 5 would leave a crowd waiting for seconds
-        return server
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+        stopping = True     # but it interrupts this: nobody may read the last line
+        print_line('stopped')
+    except KeyboardInterrupt:
+        pass
+    os._exit(0)
 
 
-def main():
-    global answer, Socket, wait
-    args = arguments().parse_args()
-    answer = slow(args.work) if args.work else answer
-    if args.trace:
-        Socket, wait = TracedSocket, traced_wait
-    run(serve, listen(args.host, args.port), 'multiplexing with select, one thread')
+def start(main):
+    """Call MAIN. If it fails before the server listens, say why in one line (status 1)."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(f'cannot start: {error.strerror or error}')
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:       # before there was a server, while a name is looked up
-        sys.exit(1)
+    start(main)

@@ -1,22 +1,26 @@
-"""The socketserver module (section 6 of the notes): the same steps, packed into a class.
+"""The socketserver module (section 6 of the notes): the same steps in a class.
 
-    ThreadingTCPServer(address, Handler)     socket(), bind(), listen()
-    serve_forever()                          select() and accept(), then for each client a thread with
-        Handler(...).handle()                recv() and sendall(), blocking as in section 1
-                                             close() when handle returns
+    ThreadingTCPServer(address, Handler)    socket(), bind(), listen()
+    serve_forever()                         select() and accept(), and then
+                                            a thread for each client, in which
+        Handler(...).handle()               recv() and sendall() block,
+                                            and close() when handle returns
 
-    process   |--------------- blocked in recv ----------------|  answer
-    kernel    |---- wait for the data ----|-- copy the data ---|
+    process   |-------------- blocked in recv ---------------|  answer
+    kernel    |---- wait for the data ----|---- copying -----|
 
-Here an operator answers by hand, as in the notes (--reply operator, the default at a terminal): what a client has
-sent is shown, and the operator types the answer, for one client at a time. `exit` from the client ends its
+Here an operator answers by hand, as in the notes. What a client has sent is
+shown, and the operator types the answer, for one client at a time. That is
+--reply operator, the default at a terminal. `exit` from the client ends its
 conversation. --reply upper answers like every other server.
 
-Run it:  python socketserver_server.py      Talk to it:  python client.py --port 8081
+Run it:      python socketserver_server.py
+Talk to it:  python client.py --port 8081
+Read first:  Handler, RobustMixIn, the three server classes. The rest can wait.
 """
 import argparse
-import errno
 import os
+import select
 import signal
 import socket
 import socketserver
@@ -24,15 +28,22 @@ import sys
 import threading
 import time
 
+try:
+    import fcntl
+except ImportError:     # Windows: there are no processes, so no lock between them is needed
+    fcntl = None
+
 PORT = 8081             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-MOMENT = 0.1            # seconds until we try again when there was no room for another client
-answer = bytes.upper    # what a client gets for its bytes; --work puts a slow one here
-operator = None         # who answers by hand instead, if anybody
+RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
+operator = None         # the Operator, if one answers by hand
 
+
+# ---- the model
 
 class Handler(socketserver.BaseRequestHandler):
-    """One conversation. The class has accepted the client, and closes it when handle returns."""
+    """One conversation. The class has accepted the client. It closes it when handle returns."""
 
     def handle(self):
         conn = self.request
@@ -41,213 +52,400 @@ class Handler(socketserver.BaseRequestHandler):
                 data = conn.recv(BUFSIZE)       # blocks: waits for the data, then copies them
                 if not data or operator and data.strip() == b'exit':
                     break
-                conn.sendall(operator.answer(data, self.client_address) if operator else answer(data))
-        except OSError:
-            pass    # reset, or vanished: that costs this conversation only
+                if operator:
+                    conn.sendall(operator.answer(data, conn, self.client_address))
+                else:
+                    conn.sendall(answer(data))
+        except (OSError, MemoryError):
+            pass    # connection lost, or no memory: only this conversation ends
 
 
-class Careful:
-    """What the classes of socketserver leave to their users: mixed into each of them."""
-    allow_reuse_address = os.name == 'posix'    # start again at once; on Windows it would let two servers share the port
-    request_queue_size = max(socket.SOMAXCONN, 4096)    # the class's 5 would leave a crowd waiting for seconds
-    daemon_threads = True       # Ctrl-C waits for nobody
-    max_children = 1000000      # the forking class would take 40 clients, then none
+class RobustMixIn:
+    """What the classes of socketserver leave to the people that use them."""
+    allow_reuse_address = os.name == 'posix'    # on Windows two servers could share the port
+    request_queue_size = max(socket.SOMAXCONN, 4096)    # with their backlog of 5, a burst waits
+    daemon_threads = True       # the end does not wait for the conversations
+    max_children = 1000000      # with the default of 40, client 41 waits until one leaves
+
+    def server_bind(self):
+        # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().server_bind()
 
     def get_request(self):
-        """accept(). Without room for another client wait a moment: serve_forever would try again at once, for ever."""
+        """Accept a client. If that fails, wait: serve_forever would try again at once."""
         try:
             return super().get_request()
-        except OSError as error:    # any other error is of a client that has gone before we came
-            if error.errno in NO_ROOM:
-                say_full(error)
-                time.sleep(MOMENT)
+        except ConnectionError:     # the client left before we accepted it
+            raise
+        except OSError as error:
+            report_accept_error(error)
+            time.sleep(RETRY_DELAY)
             raise
 
     def handle_error(self, request, client_address):
-        """There was no thread or process for this client, and the class is about to close it."""
-        say(f'refused {name(client_address)}: {sys.exc_info()[1]}', sys.stderr)
+        """There was no thread or process for this client. The class closes its connection."""
+        line = f'refused {format_address(client_address)}: {sys.exc_info()[1]}'
+        print_line(line, sys.stderr)
+
+    def getsockname(self):
+        return self.socket.getsockname()
 
 
-class CarefulForking(Careful):
-    """The same for processes: no child is lost sight of, and none holds the port."""
+class RobustForkingMixIn(RobustMixIn):
+    """The same for processes: each child is recorded, and none holds the port."""
 
     def process_request(self, request, client_address):
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPERS)      # no signal between fork and the note of the child
+        """Fork. Stop signals are blocked until the child is recorded."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             super().process_request(request, client_address)
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def finish_request(self, request, client_address):
-        self.socket.close()     # we are in the child here: it needs no listener, and may die at once
-        for number in STOPPERS:
+        """We are in the child here. It needs no listener, and a signal may end it at once."""
+        self.socket.close()
+        for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPERS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         super().finish_request(request, client_address)
 
-
-def serve(listener):
-    """The loop of the class: wait in select, accept, hand the client over."""
-    try:
-        server.serve_forever()
-    finally:
-        for pid in list(getattr(server, 'active_children', None) or []):
+    def server_close(self):
+        """End the children that are left. Skip a child already reaped."""
+        for pid in self.active_children or ():
             try:
                 if os.waitpid(pid, os.WNOHANG) == (0, 0):
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
-            except ChildProcessError:       # it had ended already
+            except ChildProcessError:
                 pass
+        self.active_children = None
+        super().server_close()
 
+
+class SerialServer(RobustMixIn, socketserver.TCPServer):
+    """One client after the other."""
+
+
+class ThreadingServer(RobustMixIn, socketserver.ThreadingTCPServer):
+    """A thread for each client."""
+
+
+if hasattr(socketserver, 'ForkingTCPServer'):
+    class ForkingServer(RobustForkingMixIn, socketserver.ForkingTCPServer):
+        """A process for each client."""
+
+
+def serve(server):
+    """Wait in select, accept, hand the client over: the loop is in the class."""
+    server.serve_forever()
+
+
+# ---- the operator
 
 class Operator:
-    """Who types the answers. A token in a pipe goes from hand to hand, between threads or processes: one prompt at once."""
+    """The person that types the answers, for one client at a time.
+
+    Between threads a Lock is the queue for the prompt. Between processes it is a lock on a
+    file: the kernel releases it if a process dies (fcntl(2)). A byte in the file says that
+    the operator has left.
+    """
 
     def __init__(self):
-        self.read_end, self.write_end = os.pipe()
-        self.stdin = sys.stdin and open(0, 'rb', buffering=0, closefd=False)    # takes one line: the next is another's
-        os.write(self.write_end, b'+')
+        self.lock = threading.Lock()
+        self.stdin = sys.stdin and open(0, 'rb', buffering=0, closefd=False)    # line by line
+        self.left = False
+        if fcntl:
+            import tempfile
+            self.file = tempfile.TemporaryFile()
 
-    def answer(self, data, address):
-        """Show what the client at ADDRESS has sent, and return what the operator types."""
-        token = os.read(self.read_end, 1)       # blocks while somebody else has the prompt
-        try:
-            return self.ask(data, address) if token == b'+' else answer(data)
-        except EOFError:
-            token = b'-'                        # nobody will be asked any more
-            say('\nthe operator has left: from now on answers are in upper case')
-            return answer(data)
-        finally:
-            os.write(self.write_end, token)
-
-    def ask(self, data, address):
-        say(f'{name(address)} says {data.decode("utf-8", "replace")!r}')
-        while True:
+    def answer(self, data, conn, address):
+        """Show what the client at ADDRESS has sent. Return what the operator types."""
+        with self.lock:             # blocks while another client has the prompt
+            if fcntl:
+                fcntl.lockf(self.file, fcntl.LOCK_EX)
             try:
-                print(f'answer to {name(address)}>>: ', end='', flush=True)
-                line = self.stdin.readline() if self.stdin else b''
-            except OSError:     # there is no terminal any more: that is not the client's fault
-                line = b''
-            if not line:
-                raise EOFError
-            if line.strip():
-                return line.strip()
+                return self.ask(data, conn, format_address(address)) or answer(data)
+            finally:
+                if fcntl:
+                    fcntl.lockf(self.file, fcntl.LOCK_UN)
 
+    def ask(self, data, conn, client):
+        """Return the answer for CLIENT; None if there is nobody to ask, or nobody to answer."""
+        if self.has_left():
+            return None
+        shown = f'{client} says {data.decode("utf-8", "replace")!r}'
+        if at_end(conn):
+            print_line(f'{shown} and has left: it is not asked for')
+            return None
+        print_line(shown)
+        line = b''
+        while not line.strip():
+            print_prompt(f'answer to {client}>>: ')
+            if not wait_for_line(conn):
+                print_line(f'\n{client} has left: no answer is needed')
+                return None
+            line = self.read_line()
+            if not line:
+                self.leave()
+                return None
+        if at_end(conn):
+            print_line(f'{client} has left: nobody gets this answer')
+        return line.strip()
+
+    def read_line(self):
+        try:
+            return self.stdin.readline() if self.stdin else b''
+        except OSError:     # the terminal is gone
+            return b''
+
+    def leave(self):
+        """The operator has left: nobody is asked again."""
+        print_line('\nthe operator has left: from now on answers are in upper case')
+        self.left = True
+        if fcntl:
+            os.write(self.file.fileno(), b'.')
+
+    def has_left(self):
+        return self.left or fcntl and os.fstat(self.file.fileno()).st_size > 0
+
+
+def at_end(conn):
+    """Return whether the client has closed its side, or is lost."""
+    conn.setblocking(False)
+    try:
+        return not conn.recv(1, socket.MSG_PEEK)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    finally:
+        conn.setblocking(True)
+
+
+def wait_for_line(conn):
+    """Wait until the operator has typed a line; return False if the client leaves before."""
+    if not hasattr(select, 'poll'):     # on Windows select takes sockets only
+        return True
+    poll = select.poll()
+    poll.register(0, select.POLLIN)
+    poll.register(conn, select.POLLIN)
+    while True:
+        ready = [fd for fd, event in poll.poll()]
+        if 0 in ready:
+            return True
+        if at_end(conn):
+            return False
+        poll.unregister(conn)           # it has sent more: that is for the next recv
+
+
+def print_prompt(text):
+    """Print TEXT and stay on its line."""
+    try:
+        print(text, end='', flush=True)
+    except (OSError, AttributeError):   # nobody reads, or standard output is closed
+        pass
+
+
+# ---- start
+
+MODES = {
+    'thread': ('ThreadingServer', 'socketserver, a thread for each client'),
+    'serial': ('SerialServer', 'socketserver, one client after the other'),
+    'process': ('ForkingServer', 'socketserver, a process for each client'),
+}
+
+
+def open_listener(family, address):
+    """Return the server: its class calls socket(), bind() and listen()."""
+    server_class.address_family = family
+    return server_class(address, Handler)
+
+
+def at_terminal():
+    """Return whether standard input is a terminal (on Windows NUL claims to be one too)."""
+    return sys.stdin and sys.stdin.isatty() and (
+        os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__)
+
+
+def main():
+    global answer, operator, server_class
+    parser = arguments()
+    parser.add_argument('--mode', choices=MODES, default='thread',
+                        help='who talks to a client (default %(default)s)')
+    parser.add_argument('--reply', choices=['operator', 'upper'],
+                        help='who answers (default: operator at a terminal)')
+    args = parser.parse_args()
+    name, model = MODES[args.mode]
+    if name not in globals():
+        sys.exit('--mode process needs os.fork, which is not here; take --mode thread')
+    server_class, answer = globals()[name], choose_answer(args)
+    if args.trace:
+        socket.socket = TracedSocket
+        server_class = type(name, (TraceMixIn, server_class), {})
+    if args.reply == 'operator' or not args.reply and at_terminal():
+        operator, model = Operator(), model + ', an operator answers'
+    server = listen(args.host, args.port)
+    run(serve, server, model, clean_up=server.server_close)
+
+
+# ---- --trace
 
 class TracedSocket(socket.socket):
-    """What --trace puts in the place of a socket: it draws each call. Without --trace no line of this runs."""
-    number = joined = 0
+    """With --trace, replaces socket.socket and prints a line per call."""
+    number = count = 0      # of this connection; of all connections
 
     def accept(self):
         start = time.perf_counter()
         conn, addr = super().accept()
-        conn = TracedSocket(fileno=conn.detach())
-        TracedSocket.joined = conn.number = TracedSocket.joined + 1
-        draw(conn.number, 'accept', f'took {since(start)} in get_request: {name(addr)} joined')
+        TracedSocket.count = conn.number = TracedSocket.count + 1
+        words = f'took {elapsed(start)} in get_request: {format_address(addr)} joined'
+        trace(conn.number, 'accept', words)
         return conn, addr
 
     def recv(self, size):
-        return self.drawn('recv', size)
+        return self.traced_call('recv', size)
 
     def sendall(self, data):
-        return self.drawn('sendall', data)
+        return self.traced_call('sendall', data)
 
-    def drawn(self, call, argument):
+    def traced_call(self, call, argument):
         start = time.perf_counter()
         try:
             result = getattr(super(), call)(argument)
         except OSError as error:
-            draw(self.number, call, f'blocked {since(start)}, then {error.strerror}: it has left')
+            trace(self.number, call, f'blocked {elapsed(start)}, then {error.strerror}')
             raise
-        draw(self.number, call, f'blocked {since(start)}, then ', result if call == 'recv' else argument)
+        data = result if call == 'recv' else argument
+        trace(self.number, call, f'blocked {elapsed(start)}, then ', data)
         return result
 
 
-class Traced:
+class TraceMixIn:
     """With --trace: which call of the class is which of the steps of section 1."""
 
     def server_bind(self):
-        draw(None, 'socket', 'by the class, in __init__')
+        trace(None, 'socket', 'by the class, in __init__')
         super().server_bind()
-        draw(None, 'bind', f'by the class, in server_bind: {name(self.server_address)}')
+        address = format_address(self.server_address)
+        trace(None, 'bind', f'by the class, in server_bind: {address}')
 
     def server_activate(self):
         super().server_activate()
-        draw(None, 'listen', f'by the class, in server_activate: a backlog of {self.request_queue_size}')
-        self.socket = TracedSocket(fileno=self.socket.detach())
+        backlog = self.request_queue_size
+        trace(None, 'listen', f'by the class, in server_activate: backlog {backlog}')
 
     def process_request(self, request, client_address):
-        draw(request.number, 'handle', f'begins, by process_request of {self.kind}')
+        trace(request.number, 'handle', f'begins, by process_request of {type(self).__name__}')
         super().process_request(request, client_address)
 
     def shutdown_request(self, request):
-        draw(request.number, 'close', 'by the class, in shutdown_request')
+        trace(request.number, 'close', 'by the class, in shutdown_request')
         super().shutdown_request(request)
 
 
-# ---- from here to the end of `run`: what every server has, the same to the letter ----
+# ---- the same in every server
 
-STOPPERS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGBREAK') if hasattr(signal, each)]
-NO_ROOM = errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM      # accept(2)
-START = time.perf_counter()
-Socket = socket.socket      # --trace puts TracedSocket here, where a script has one
-full_since = -10            # when we last said that there is no room
+STOP_SIGNALS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGBREAK')
+                if hasattr(signal, each)]
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    STOP_SIGNALS.append(signal.SIGHUP)      # the terminal was closed; nohup makes us ignore that
+START_TIME = time.perf_counter()
+current = threading.local()     # .number: the connection of this thread's last line of trace
+last_reports = {}               # when each line of `report` was last printed (time.monotonic)
+stopping = False                # a signal has asked us to stop
 
 
-def draw(number, call, phases, data=None):
-    """Write one line of the trace: seconds since the start, connection, call, what its phases took, what came."""
+def listen(host, port):
+    """Return a listener on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return open_listener(family=found[0], address=found[4])
+    except (OSError, UnicodeError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+
+
+def refuse(conn, addr, reason):
+    """Close the connection of one client, so that the others can stay."""
+    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
+    conn.close()
+
+
+def report_accept_error(error):
+    """Say why no client can be accepted now. The usual reason is that no descriptor is left."""
+    report(f'cannot accept ({error.strerror}): new clients wait; connected ones are still served')
+
+
+def report(line):
+    """Print LINE on standard error, but the same line at most once in ten seconds."""
+    if time.monotonic() - last_reports.get(line, -10) >= 10:
+        last_reports[line] = time.monotonic()
+        print_line(line, sys.stderr)
+
+
+def choose_answer(args):
+    """Return what makes an answer from a client's bytes: bytes.upper, or the same made slow."""
+    def slow_answer(data):
+        start = time.perf_counter()
+        if args.delay:
+            time.sleep(args.delay)      # as for a database: this thread sleeps, others can run
+            if args.trace:
+                trace(current.number, 'answer', f'waited {elapsed(start)}')
+        start = time.perf_counter()
+        if args.work:
+            compute(args.work)
+            if args.trace:
+                words = f'computed {args.work:.3f} s of CPU in {elapsed(start)}'
+                trace(current.number, 'answer', words)
+        return data.upper()
+    return slow_answer if args.delay or args.work else bytes.upper
+
+
+def compute(seconds):
+    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def trace(number, call, words, data=None):
+    """Print a line of at most 80 columns: time since the start, connection, call, its phases."""
+    if number:
+        current.number = number
     if data is not None:
-        phases += f'{len(data)} bytes  {data[:24]!r}{"..." * (len(data) > 24)}' if data else 'the end: it has left'
+        words += f'{len(data)} bytes {data[:60]!r}' if data else "b'': the client closed"
     who = f'#{number}' if number else '-'
-    say(f'{time.perf_counter() - START:9.3f} s  {who:<5} {call:<9} {phases}', sys.stderr)
+    line = f'{time.perf_counter() - START_TIME:8.3f} s  {who:<4} {call:<8} {words}'
+    print_line(line if len(line) <= 80 else line[:77] + '...', sys.stderr)
 
 
-def since(start):
-    """Return in words how long ago START was (a time.perf_counter()), in the unit that fits."""
+def elapsed(start):
+    """Return the time since START (time.perf_counter) in words, in the unit that fits."""
     seconds = time.perf_counter() - start
     if seconds < 0.001:
         return f'{seconds * 1e6:.0f} us'
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def say(line, file=sys.stdout):
-    """Print LINE at once. Nobody may be reading any more (`| head -1`, or FILE is closed): that must not stop a server."""
+def print_line(line, stream=sys.stdout):
+    """Write LINE at once. os.write holds no lock, so a signal can end it if nobody reads."""
     try:
-        if file:
-            print(line, file=file, flush=True)
+        if stream:      # None if it was closed when we started
+            line = f'{line}\n'.encode(stream.encoding, 'backslashreplace')
+            os.write(stream.fileno(), line)
     except OSError:
-        pass
+        pass            # nobody reads any more (`| head -1`): the server goes on
 
 
-def name(address):
-    """Return the ADDRESS of a socket as people write it: 127.0.0.1:8080 or [::1]:8080."""
+def format_address(address):
+    """Return ADDRESS as people write it: 127.0.0.1:8080 or [::1]:8080."""
     return ('[{}]:{}' if ':' in address[0] else '{}:{}').format(*address)
 
 
-def refuse(conn, addr, why):
-    """Send one client away, so that the others can stay."""
-    say(f'refused {name(addr)}: {why}', sys.stderr)
-    conn.close()
-
-
-def say_full(error):
-    """Say that there is no room for another client: one line in ten seconds, however often we try."""
-    global full_since
-    if time.monotonic() - full_since >= 10:
-        full_since = time.monotonic()
-        say(f'no room for another client ({error.strerror}): it waits, those connected are served', sys.stderr)
-
-
-def slow(seconds):
-    """Return an `answer` that takes so many SECONDS to compute, like the notes' heavy response body."""
-    def answer(data):
-        time.sleep(seconds)
-        return data.upper()
-    return answer
-
-
-def within(kind, low, high):
-    """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
+def number_between(kind, low, high):
+    """Return an argparse type: a number of that KIND from LOW to HIGH (not nan, not inf)."""
     def number(text):
         if low <= kind(text) <= high:
             return kind(text)
@@ -257,89 +455,97 @@ def within(kind, low, high):
 
 def arguments():
     """Return a parser of the arguments that every server has."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    seconds = {'default': 0, 'type': number_between(float, 0, 86400), 'metavar': 'SECONDS'}
     add = parser.add_argument
-    add('--host', default='127.0.0.1', help='address to listen on (default %(default)s; ::1 for IPv6)')
-    add('--port', default=PORT, type=within(int, 0, 65535), help='default %(default)s; 0 takes a free one')
-    add('--work', default=0, type=within(float, 0, 86400), metavar='SECONDS', help='computing each answer takes so long')
-    add('--trace', action='store_true', help='draw each I/O call and its phases on standard error')
+    add('--host', default='127.0.0.1',
+        help='address to listen on (default %(default)s; ::1 for IPv6)')
+    add('--port', default=PORT, type=number_between(int, 0, 65535),
+        help='port to listen on (default %(default)s; 0 takes a free one)')
+    add('--delay', help='each answer waits so long, as for a database', **seconds)
+    add('--work', help='each answer needs so much computing (CPU time)', **seconds)
+    add('--trace', action='store_true', help='print each I/O call and its phases')
     return parser
 
 
-def stop(signum, frame):
-    """Answer the first Ctrl-C or SIGTERM by KeyboardInterrupt, and ignore the next: they must not disturb the end."""
-    for number in STOPPERS:
-        signal.signal(number, lambda *_: None)      # with SIG_IGN Python would complain of one that has just come
-    raise KeyboardInterrupt
-
-
-def run(serve, server, model):
-    """Say `listening`, let SERVE serve until Ctrl-C or SIGTERM, and exit with status 0."""
+def run(serve, listener, model, clean_up=lambda: None):
+    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
     try:
-        for number in STOPPERS:
-            signal.signal(number, stop)
-        say(f'listening on {name(server.getsockname())} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':      # a signal just before a blocking call is seen only after it: so none lasts for long
-            signal.signal(signal.SIGALRM, lambda *_: None)
-            signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-            serve(server)
-        else:       # on Windows Ctrl-C interrupts no blocking call: the main thread waits beside it, in short steps
-            thread = threading.Thread(target=serve, args=(server,), daemon=True)
+        for number in STOP_SIGNALS:
+            signal.signal(number, on_stop_signal)
+        start_timer()
+        address = format_address(listener.getsockname())
+        print_line(f'listening on {address} ({model}; Ctrl-C stops)')
+        if os.name == 'posix':
+            keep_serving(serve, listener)
+        else:   # on Windows Ctrl-C interrupts no blocking call: the main thread must not block
+            thread = threading.Thread(target=keep_serving, args=(serve, listener), daemon=True)
             thread.start()
-            while thread.is_alive():
+            while thread.is_alive() and not stopping:
                 thread.join(0.5)
-            sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
-        say('stopped')
-        os._exit(0)     # threads may be blocked in calls that nothing ends: leave without them
-    except OSError as error:
-        sys.exit(f'cannot serve any longer: {error.strerror or error}')
+        pass
+    finish(clean_up)
 
 
-def listen(host, port, *bases):
-    """Return a server of these BASES on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
+def keep_serving(serve, listener):
+    """Call SERVE. If the kernel has no memory for its calls, wait and go on (select(2): ENOMEM)."""
+    while True:
+        try:
+            serve(listener)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, 'strerror', None) or 'out of memory'
+            report(f'cannot serve ({reason}): trying again')
+            time.sleep(RETRY_DELAY)
+
+
+def start_timer():
+    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    if os.name == 'posix':
+        signal.signal(signal.SIGALRM, on_timer)
+        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
+
+
+def on_stop_signal(signum, frame):
+    """Raise KeyboardInterrupt at the first signal. Ignore later ones."""
+    global stopping
+    if not stopping:
+        stopping = True
+        start_timer()       # the full 0.5 s until on_timer raises it again
+        raise KeyboardInterrupt
+
+
+def on_timer(signum, frame):
+    """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
+    if stopping:
+        raise KeyboardInterrupt
+
+
+def finish(clean_up):
+    """Clean up, print `stopped`, and exit without waiting for threads: they may be blocked."""
+    global stopping
+    for number in STOP_SIGNALS:     # not SIG_IGN: Python prints an error if one is pending
+        signal.signal(number, lambda *_: None)
+    stopping = False        # the timer must not interrupt the clean-up
+    clean_up()
     try:
-        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        server = type('Server', bases, {'address_family': family})(address, Handler)    # socket(), bind(), listen()
-        server.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)     # an answer leaves at once
-        return server
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
+        stopping = True     # but it interrupts this: nobody may read the last line
+        print_line('stopped')
+    except KeyboardInterrupt:
+        pass
+    os._exit(0)
 
 
-def at_terminal():
-    """Whether standard input is a terminal (on Windows NUL claims to be one too)."""
-    return sys.stdin and sys.stdin.isatty() and (os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__)
-
-
-def main():
-    global answer, operator, server
-    parser = arguments()
-    parser.add_argument('--mode', choices=MODES, default='thread', help='who talks to a client (default %(default)s)')
-    parser.add_argument('--reply', choices=['operator', 'upper'], help='who answers (default: operator at a terminal)')
-    args = parser.parse_args()
-    careful, base, model = MODES[args.mode]
-    if not hasattr(socketserver, base):
-        sys.exit('--mode process needs os.fork, which this platform does not have; take --mode thread')
-    answer = slow(args.work) if args.work else answer
-    if sys.stdout:
-        sys.stdout.reconfigure(errors='backslashreplace')       # an old Windows console cannot show every text
-    if args.reply == 'operator' or not args.reply and at_terminal():
-        operator, model = Operator(), model + ', an operator answers'
-    Traced.kind = base
-    server = listen(args.host, args.port, *([Traced] if args.trace else []), careful, getattr(socketserver, base))
-    run(serve, server.socket, model)
-
-
-MODES = {
-    'thread': (Careful, 'ThreadingTCPServer', 'socketserver, a thread for each client'),
-    'serial': (Careful, 'TCPServer', 'socketserver, one client after the other'),
-    'process': (CarefulForking, 'ForkingTCPServer', 'socketserver, a process for each client'),
-}
-
-if __name__ == '__main__':
+def start(main):
+    """Call MAIN. If it fails before the server listens, say why in one line (status 1)."""
     try:
         main()
-    except KeyboardInterrupt:       # before there was a server, while a name is looked up
+    except KeyboardInterrupt:
         sys.exit(1)
+    except OSError as error:
+        sys.exit(f'cannot start: {error.strerror or error}')
+
+
+if __name__ == '__main__':
+    start(main)
