@@ -397,22 +397,36 @@ def main():
 
 class TracedIoUringLoop(IoUringLoop):
     """With --trace, a line per look at the completion queue: was a system call needed?"""
-    called = False      # io_uring_enter has waited since the last look
+    waiting = entered = False   # for a completion; io_uring_enter was called since the last look
+    reported = 0                # completions that a line has named, and that are not read yet
 
     def submit(self, wait=False):
-        start, self.called = time.perf_counter(), wait
+        self.trace_look()
+        if wait and not self.waiting:
+            self.waiting, self.start = True, time.perf_counter()
+        self.entered = True
         super().submit(wait)
-        if wait:
-            self.waited = elapsed(start)
 
     def completions(self):
-        count = (self.ring_u32[self.cq_tail] - self.head) & 0xffffffff
-        if self.called and count:
-            trace(None, 'enter', f'waited {self.waited} in io_uring_enter, {count} completed')
-        elif count:
-            trace(None, 'look', f'{count} completed meanwhile, no system call needed')
-        self.called = False
+        count = self.unread()
+        if self.waiting and count:
+            words = f'waited {elapsed(self.start)} in io_uring_enter, {count} completed'
+            trace(None, 'enter', words)
+            self.waiting = False
+        elif not self.entered:
+            self.trace_look()
+        self.entered, self.reported = False, 0
         return super().completions()
+
+    def trace_look(self):
+        """Print what has completed before we make the next system call."""
+        if self.unread() > self.reported:
+            count = self.unread() - self.reported
+            trace(None, 'look', f'{count} completed meanwhile, without io_uring_enter')
+            self.reported += count
+
+    def unread(self):
+        return (self.ring_u32[self.cq_tail] - self.head) & 0xffffffff
 
 
 class TracedLoop:
@@ -627,6 +641,7 @@ def on_stop_signal(signum, frame):
     if not stopping:
         stopping = True
         start_timer()       # the full 0.5 s until on_timer raises it again
+        sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
         raise KeyboardInterrupt
 
 

@@ -1,14 +1,22 @@
 """The client of all servers: talk to one, load it, or compare them all.
 
-    python client.py                    chat: type a line, see the answer (`exit` or Ctrl-D leaves)
+    python client.py                    chat: type a line, see the answer
+                                        (`exit` or Ctrl-D leaves)
     python client.py -m hello -m bye    send these, print the answers, leave
-    python client.py < file > copy      every byte in, half-close, every byte back out
-    python client.py load               how many requests a second, and how long each takes
-    python client.py compare            section 5 of the notes, measured here: every server, every claim
+    python client.py < file > copy      send every byte, half-close, and write
+                                        every byte that comes back
+    python client.py load               requests a second, and the time of each
+    python client.py figure             draw the notes' figures from a run
+    python client.py compare            measure every server, and check every
+                                        claim of the notes (section 5)
 
 Each has more to say: python client.py chat --help, and so on.
+
+This file holds several programs, one after the other. To follow the notes,
+read only *chat*, the first part. The others measure the servers.
 """
 import argparse
+import codecs
 import collections
 import contextlib
 import errno
@@ -28,28 +36,39 @@ import sys
 import threading
 import time
 
-STEP_SECONDS = 0.5          # seconds: on Windows Ctrl-C interrupts no blocking call, so we wait in steps
+STEP_SECONDS = 0.5      # on Windows Ctrl-C interrupts no blocking call, so we wait in steps
 HAS_PROC = os.name == 'posix' and os.path.isdir('/proc/self')       # Linux
 FOLDER = os.path.dirname(os.path.abspath(__file__))
 
+
+# ---- chat: connect, chat, converse, typed_lines, exchange, pipe ----
 
 def connect(host, port):
     """Return a connection to HOST and PORT, or exit with status 1 and the reason."""
     try:
         return socket.create_connection((host, port))
     except (OSError, UnicodeError) as error:
-        sys.exit(f'cannot connect to host {host!a}, port {port}: {getattr(error, "strerror", None) or error}')
+        sys.exit(f'cannot connect to host {host!a}, port {port}: {reason(error)}')
 
 
-# ---- chat ----
+def reason(error):
+    """Return what an exception says, without its number."""
+    return getattr(error, 'strerror', None) or str(error)
+
+
+def format_address(address):
+    host, port = address[:2]
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+
 
 def chat(args):
-    """Talk to a server: by hand at a terminal, by -m, or as a pipe."""
+    """Talk to a server: by hand at a terminal, with -m, or as a pipe."""
     sock = connect(args.host, args.port)
     if args.message:
         converse(sock, (os.fsencode(each) for each in args.message), args.quiet)
     elif at_terminal():
-        print(f'connected to {args.host}, port {args.port}; exit or Ctrl-D leaves', flush=True)
+        print(f'connected to {format_address(sock.getpeername())} '
+              f'from {format_address(sock.getsockname())}; exit or Ctrl-D leaves', flush=True)
         converse(sock, typed_lines(sock, args.quiet), args.quiet)
     else:
         pipe(sock)
@@ -58,38 +77,35 @@ def chat(args):
 
 def at_terminal():
     """Whether standard input is a terminal (on Windows NUL claims to be one too)."""
-    return sys.stdin and sys.stdin.isatty() and (os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__)
+    if not sys.stdin or not sys.stdin.isatty():
+        return False
+    return os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__
 
 
 def converse(sock, messages, quiet):
-    """Send one message after the other and show what comes back."""
+    """Send one message after the other, and show what comes back."""
     for message in messages:
-        if not message.strip():
-            continue
         if message.strip() == b'exit':
-            exchange(sock, b'exit', 0)
+            with contextlib.suppress(OSError):
+                sock.send(b'exit')
             return
-        reply, open_ = exchange(sock, message, quiet)
-        if reply:
-            show(reply)
-        if not open_:
-            sys.exit('the server has closed the connection')
+        if message.strip():
+            show_reply(sock, message, quiet)
 
 
 def typed_lines(sock, quiet):
-    """Yield the lines that a person types, until Ctrl-D; what a server says or does meanwhile is shown at once."""
+    """Yield the lines that a person types, until Ctrl-D.
+
+    What the server says meanwhile is shown at once, and if it closes the connection, that is
+    noticed at once too. (On Windows select takes only sockets: there the next line notices it.)
+    """
     stdin = open(0, 'rb', buffering=0, closefd=False)
     while True:
         print('>>: ', end='', flush=True)
-        if os.name == 'posix':      # on Windows select takes sockets only; there the next message notices
-            if sock in select.select([stdin, sock], [], [])[0]:
-                print()
-                late, open_ = exchange(sock, b'', quiet)
-                if late:
-                    show(late)
-                if not open_:
-                    sys.exit('the server has closed the connection')
-                continue
+        if os.name == 'posix' and sock in select.select([stdin, sock], [], [])[0]:
+            print()
+            show_reply(sock, b'', quiet)
+            continue
         line = stdin.readline()
         if not line:
             print()
@@ -97,92 +113,98 @@ def typed_lines(sock, quiet):
         yield line.strip()
 
 
-def exchange(sock, message, quiet, limit=math.inf):
-    """Send MESSAGE; return all that comes until the line has been quiet for QUIET seconds, and whether it is still open.
+def show_reply(sock, message, quiet):
+    """Send MESSAGE, and show the reply as it comes; exit if the server closes the connection."""
+    decoder = codecs.getincrementaldecoder('utf-8')('replace')
+    shown = False
+    for piece in exchange(sock, message, quiet):
+        if piece:
+            show(piece, decoder)
+            shown = True
+    if shown:
+        show(b'', decoder, end='\n')
+    if not piece:
+        sys.exit('the server has closed the connection')
 
-    A line that is never quiet is left after LIMIT seconds; with QUIET 0 nothing is waited for at all.
 
-    It reads while it sends: a server may well answer the beginning before it has read the end, and would be stuck.
+def show(piece, decoder, end=''):
+    """Print a piece of a reply: to a terminal as text, elsewhere byte for byte.
+
+    DECODER keeps the first half of a character until the second half comes. A control character
+    is printed as an escape, so that no server can play tricks on the terminal.
     """
-    sock.setblocking(False)
-    reply, rest, end = [], memoryview(message), time.monotonic() + limit
-    while rest or quiet and time.monotonic() < end:
-        rl, wl, xl = select.select([sock], [sock] if rest else [], [], quiet if reply and not rest else STEP_SECONDS)
-        try:
-            if wl:
-                rest = rest[sock.send(rest):]
-            if rl:
-                reply.append(sock.recv(65536))
-        except BlockingIOError:
-            continue
-        except OSError:
-            return b''.join(reply), False
-        if rl and not reply[-1]:
-            return b''.join(reply), False
-        if reply and not rest and not rl:
-            break
-    return b''.join(reply), True
-
-
-def show(reply):
-    """Print a reply: on a terminal with its control characters escaped, elsewhere as it is."""
-    if not sys.stdout:
-        return
-    if sys.stdout.isatty():
-        text = reply.decode('utf-8', 'replace')
-        print(''.join(each if each.isprintable() else each.encode('unicode_escape').decode() for each in text), flush=True)
-    else:
-        sys.stdout.buffer.write(reply + b'\n')
+    if sys.stdout and sys.stdout.isatty():
+        text = decoder.decode(piece, final=bool(end))
+        print(''.join(each if each.isprintable() else each.encode('unicode_escape').decode()
+                      for each in text), end=end, flush=True)
+    elif sys.stdout:
+        sys.stdout.buffer.write(piece + end.encode())
         sys.stdout.buffer.flush()
 
 
+def exchange(sock, message, quiet):
+    """Send MESSAGE, and yield each piece of the reply until nothing has come for QUIET seconds.
+
+    The last piece is b'' if the server has closed the connection. We read while we send: a server
+    may answer the beginning before it has read the end, and both would wait for ever.
+    """
+    sock.setblocking(False)
+    unsent, piece = memoryview(message), None
+    while piece != b'':
+        timeout = STEP_SECONDS if unsent or piece is None else quiet
+        rl, wl, xl = select.select([sock], [sock] if unsent else [], [], timeout)
+        if not (rl or unsent or piece is None):
+            return
+        try:
+            if wl:
+                unsent = unsent[sock.send(unsent):]
+            if not rl:
+                continue
+            piece = sock.recv(65536)
+        except BlockingIOError:
+            continue
+        except OSError:         # the connection is lost
+            piece = b''
+        yield piece
+
+
 def pipe(sock):
-    """Standard input goes to the server, and what comes back to standard output, both at once."""
-    sent_all = threading.Event()
-    threading.Thread(target=send_stdin, args=(sock, sent_all), daemon=True).start()
-    while True:
+    """Send standard input to the server and write what comes back to standard output, at once."""
+    sent, received, data = [], 0, None
+    threading.Thread(target=send_stdin, args=(sock, sent), daemon=True).start()
+    while data != b'':
         if not select.select([sock], [], [], STEP_SECONDS)[0]:
             continue
         try:
             data = sock.recv(65536)
-        except OSError:
-            sent_all.clear()    # reset: whatever we have sent, not all of it was answered
-            break
-        if not data:
-            break
-        write_stdout(data)
-    if not sent_all.is_set():
+        except OSError:             # a reset: even if we have sent all, not all was answered
+            sent, data = [], b''
+        if data:
+            received += len(data)
+            write_stdout(data)
+    if not sent:
         exit_now('the server has closed the connection before it had everything', 1)
+    if received < sent[0]:          # more is fine: selectors_server.py adds a suffix
+        exit_now(f'the server has sent back {received} of {sent[0]} bytes, '
+                 'then closed the connection', 1)
     exit_now()
 
 
-def write_stdout(data):
-    """Write DATA to standard output, past Python's buffers: a thread that they block on would spoil our leaving."""
-    if not sys.stdout:
-        exit_now('cannot write to standard output: it is closed', 1)
-    while data:
-        try:
-            data = data[os.write(1, data):]
-        except BlockingIOError:     # somebody has made it non-blocking
-            select.select([], [1], [])
-        except BrokenPipeError:     # nobody reads our output any more (`| head -c 10`)
-            exit_now(status=1)
-        except OSError as error:
-            exit_now(f'cannot write to standard output: {error.strerror}', 1)
+def send_stdin(sock, sent):
+    """Send all of standard input, append to SENT how many bytes it was, then half-close.
 
-
-def send_stdin(sock, sent_all):
-    """Send all of standard input, then half-close: the server answers what it has, and closes."""
-    try:
+    The server answers what it has, and closes. If it is gone, the main thread sees that too.
+    """
+    count = 0
+    with contextlib.suppress(OSError):
         while True:
             data = read_stdin()
             if not data:
                 break
             sock.sendall(data)
-        sent_all.set()
+            count += len(data)
+        sent.append(count)
         sock.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass                    # the main thread sees it too, and says so
 
 
 def read_stdin():
@@ -193,165 +215,210 @@ def read_stdin():
         except BlockingIOError:     # somebody has made it non-blocking
             select.select([0], [], [])
         except OSError as error:
-            exit_now(f'cannot read standard input: {error.strerror}', 1)
+            exit_now(f'cannot read standard input: {reason(error)}', 1)
     return b''
 
 
+def write_stdout(data):
+    """Write DATA to standard output, without Python's buffer.
+
+    A thread that is blocked in Python's buffered write could hang our exit.
+    """
+    if not sys.stdout:
+        exit_now('cannot write to standard output: it is closed', 1)
+    while data:
+        try:
+            data = data[os.write(1, data):]
+        except BlockingIOError:     # somebody has made it non-blocking
+            select.select([], [1], [])
+        except BrokenPipeError:     # nobody reads our output any more (`| head -c 10`)
+            exit_now(status=1)
+        except OSError as error:
+            exit_now(f'cannot write to standard output: {reason(error)}', 1)
+
+
 def close_gracefully(sock):
-    """Close in order: half-close, then wait up to a second for the server to do the same."""
-    try:
+    """Half-close, wait up to a second for the server to do the same, then close."""
+    with contextlib.suppress(OSError):
         sock.settimeout(1)
         sock.shutdown(socket.SHUT_WR)
         end = time.monotonic() + 1
         while time.monotonic() < end and sock.recv(65536):
             pass
-    except OSError:
-        pass
     sock.close()
 
 
 def exit_now(line=None, status=0):
-    """Exit at once: a thread may be blocked on standard input, which nothing ends."""
-    if line and sys.stderr:     # print(file=None) would write to standard output
-        print(line, file=sys.stderr, flush=True)
+    """Exit at once: a thread may be blocked on standard input, and nothing else ends that."""
+    if line is not None:
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
     os._exit(status)
 
 
-# ---- load ----
+# ---- load: LoadGenerator, load, learn_suffix, open_idle, close_idle, format_report ----
 
-PAYLOAD = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, 'little')       # what is sent: pieces of this, never the same twice
+# Messages are pieces of these random bytes: hardly two are alike.
+PAYLOAD = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, 'little')
+READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 
 
 class Connection:
-    """One connection of the load."""
-    __slots__ = 'sock', 'number', 'requests', 'started', 'unsent', 'expected', 'received', 'answered'       # rest: not sent yet
+    """One connection of the load, and the request that is under way on it.
+
+    sock        the socket, or None when it is closed
+    number      the number of this connection, from 0
+    requests    how many requests were begun on it
+    started     when this request began: with --reconnect before connecting
+    unsent      what is still to be sent of the message
+    expected    the answer that is right
+    received    what has come of the answer
+    answered    whether any request was answered at all
+    """
+    __slots__ = ('sock', 'number', 'requests', 'started', 'unsent', 'expected', 'received',
+                 'answered')
+
+    def __init__(self, number):
+        self.sock, self.number, self.requests, self.answered = None, number, 0, False
+        self.unsent = b''
 
 
 class LoadGenerator:
-    """Connections that each send a message, check its answer byte for byte, and send the next (a closed loop).
+    """Connections that each send a message, check its answer byte for byte, and send the next.
 
-    `latencies` are in seconds; `errors` counts by name what went wrong.
+    `latencies` are in seconds; `errors` counts by name what went wrong. The selector stores with
+    each socket the method to call when it is ready, and the connection.
     """
 
     def __init__(self, address, size, suffix=b'', reconnect=False):
         self.address, self.size, self.suffix, self.reconnect = address, size, suffix, reconnect
-        self.text = PAYLOAD.translate(None, suffix + suffix.lower())   # so that no message has the suffix in it
-        self.text *= math.ceil(2 * size / len(self.text))
-        self.upper = self.text.upper()
+        # no message may contain the suffix: its bytes are left out
+        self.payload = PAYLOAD.translate(None, suffix + suffix.lower())
+        self.payload *= math.ceil(2 * size / len(self.payload))
+        self.upper = self.payload.upper()
         self.sel = selectors.DefaultSelector()
-        self.latencies, self.errors = [], collections.Counter()
-        self.opened = []
+        self.latencies, self.errors, self.connections = [], collections.Counter(), []
 
-    def run(self, connections, seconds, progress=lambda done, elapsed: None):
-        """Call from so many CONNECTIONS for so many SECONDS; return how long it took."""
-        for number in range(connections):
-            connection = Connection()
-            connection.number, connection.requests, connection.answered = number, 0, False
-            self.opened.append(connection)
-            self.open_connection(connection)
+    def run(self, connections, seconds, show=None):
+        """Load the server from so many CONNECTIONS for so many SECONDS; return how long it took.
+
+        SHOW is called twice a second with the number of answers and the seconds so far.
+        """
         start = now = shown = time.perf_counter()
+        self.connections = [Connection(number) for number in range(connections)]
+        for connection in self.connections:
+            self.open_connection(connection)
         while now < start + seconds and self.sel.get_map():
             for key, mask in self.sel.select(min(0.2, start + seconds - now)):
-                key.data(key.fileobj, mask)
+                method, connection = key.data
+                method(connection, mask)
             now = time.perf_counter()
-            if now - shown > 0.5:
+            if show and now - shown > 0.5:
                 shown = now
-                progress(len(self.latencies), now - start)
-        return now - start
+                show(len(self.latencies), now - start)
+        return max(time.perf_counter() - start, 1e-6)       # never 0: others divide by it
 
     def open_connection(self, connection):
-        """Begin to connect; the connection asks as soon as it is connected."""
+        """Begin to connect. The first request follows as soon as the connection is there."""
         connection.started = time.perf_counter()
-        connection.sock = None
         try:
             connection.sock = socket.socket(self.address[0])
             connection.sock.setblocking(False)
             status = connection.sock.connect_ex(self.address[1])
             if status not in (0, errno.EINPROGRESS, errno.EWOULDBLOCK):
                 raise OSError(status, os.strerror(status))
-            self.sel.register(connection.sock, selectors.EVENT_WRITE, lambda sock, mask: self.on_connected(connection))
+            self.sel.register(connection.sock, WRITE, (self.on_connected, connection))
         except (OSError, ValueError) as error:
             self.fail(connection, error)
 
-    def on_connected(self, connection):
+    def on_connected(self, connection, mask):
         status = connection.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if status:
             self.fail(connection, OSError(status, os.strerror(status)))
         else:
-            self.sel.modify(connection.sock, selectors.EVENT_READ, lambda sock, mask: self.on_ready(connection, mask))
+            self.watch(connection, READ)
             self.send_request(connection)
 
+    def watch(self, connection, events):
+        self.sel.modify(connection.sock, events, (self.on_ready, connection))
+
     def send_request(self, connection):
-        """Send the next message."""
-        start = (connection.number * 7919 + connection.requests * 104729) % (len(self.text) - self.size + 1)
+        """Begin the next request."""
+        start = connection.number * 7919 + connection.requests * 104729
+        start %= len(self.payload) - self.size + 1
         connection.requests += 1
-        connection.unsent = memoryview(self.text)[start:start + self.size]
+        connection.unsent = memoryview(self.payload)[start:start + self.size]
         connection.expected = self.upper[start:start + self.size]
         connection.received = bytearray()
         if not self.reconnect:
             connection.started = time.perf_counter()
         self.send(connection)
+        if connection.unsent and connection.sock:
+            self.watch(connection, READ | WRITE)
 
     def send(self, connection):
+        """Send what the kernel takes now."""
         try:
             connection.unsent = connection.unsent[connection.sock.send(connection.unsent):]
         except BlockingIOError:
             pass
         except OSError as error:
             self.fail(connection, error)
-            return
-        if connection.unsent:
-            turn = self.sel.get_key(connection.sock).data
-            self.sel.modify(connection.sock, selectors.EVENT_READ | selectors.EVENT_WRITE, turn)
 
     def on_ready(self, connection, mask):
-        """Something has come (or can be sent): is the answer complete, and is it right?"""
-        if connection.unsent and mask & selectors.EVENT_WRITE:
+        """The socket is ready: send more of the message, or receive more of the answer."""
+        if mask & WRITE:
             self.send(connection)
-            if not connection.sock:         # the server has gone meanwhile
+            if connection.sock and not connection.unsent:
+                self.watch(connection, READ)
+        if mask & READ and connection.sock:
+            try:
+                data = connection.sock.recv(65536)
+            except OSError as error:
+                self.fail(connection, error)
                 return
-            if not connection.unsent:
-                self.sel.modify(connection.sock, selectors.EVENT_READ, self.sel.get_key(connection.sock).data)
-        if not mask & selectors.EVENT_READ:
-            return
-        try:
-            data = connection.sock.recv(65536)
-        except OSError as error:
-            self.fail(connection, error)
-            return
-        connection.received += data
-        came = connection.received
-        if self.suffix:
-            came = came.replace(self.suffix, b'') if came.endswith(self.suffix) else b''
-        if not data:
-            self.fail(connection, 'closed by the server')
-        elif len(came) >= self.size:
-            self.latencies.append(time.perf_counter() - connection.started)
-            connection.answered = True
-            if came != connection.expected:
-                self.errors['wrong answer'] += 1
-            if self.reconnect:
-                self.close_connection(connection)
-                self.open_connection(connection)
+            if data:
+                connection.received += data
+                self.check_answer(connection)
             else:
-                self.send_request(connection)
+                self.fail(connection, 'closed by the server')
+
+    def check_answer(self, connection):
+        """If the answer is complete, note how long it took, and begin the next request."""
+        answer = connection.received
+        if self.suffix:
+            # the server adds a suffix to each piece of the message that it has received
+            if len(answer) > self.size * (1 + len(self.suffix)):
+                self.fail(connection, 'an answer that is too long')
+                return
+            answer = answer.replace(self.suffix, b'') if answer.endswith(self.suffix) else b''
+        if len(answer) < self.size:
+            return
+        self.latencies.append(time.perf_counter() - connection.started)
+        connection.answered = True
+        if answer != connection.expected:
+            self.errors['wrong answer'] += 1
+        if self.reconnect:
+            self.close_connection(connection)
+            self.open_connection(connection)
+        else:
+            self.send_request(connection)
 
     def fail(self, connection, error):
-        """This connection gives up; the others go on."""
-        self.errors[getattr(error, 'strerror', None) or str(error)] += 1
-        if connection.sock:
-            self.close_connection(connection)
+        """Count the error and give this connection up; the others go on."""
+        self.errors[reason(error)] += 1
+        self.close_connection(connection)
 
     def close_connection(self, connection):
-        if connection.sock in self.sel.get_map():
-            self.sel.unregister(connection.sock)
-        connection.sock.close()
-        connection.sock = None
+        if connection.sock:
+            if connection.sock in self.sel.get_map():
+                self.sel.unregister(connection.sock)
+            connection.sock.close()
+            connection.sock = None
 
     def close(self):
-        for connection in self.opened:
-            if connection.sock:
-                self.close_connection(connection)
+        for connection in self.connections:
+            self.close_connection(connection)
         self.sel.close()
 
 
@@ -359,41 +426,52 @@ def load(args):
     """Load a server, and report."""
     raise_file_limit(args.connections + args.idle + 20)
     if selectors.DefaultSelector is selectors.SelectSelector and args.connections > 500:
-        sys.exit('this client has only select here, which watches 512 sockets: take at most 500 --connections')
-    with connect(args.host, args.port) as sock:     # a name may have several addresses: the one that answers
-        address = sock.family, sock.getpeername()
+        sys.exit('this client has only select here, which watches 512 sockets: '
+                 'take at most 500 --connections')
+    with connect(args.host, args.port) as sock:     # a name may have several addresses
+        address = sock.family, sock.getpeername()   # this one answers
     suffix = learn_suffix(args.host, args.port)
     idle, idle_errors = open_idle(address, args.idle)
-    work = LoadGenerator(address, args.size, suffix, args.reconnect)
-    work.errors.update(idle_errors)
-    pid = find_listener_pid(args.port) if args.host in ('127.0.0.1', '::1', 'localhost') else None
-    before, own = cpu_seconds(pid), time.process_time()
-    seconds = work.run(args.connections, args.seconds, progress if sys.stderr and sys.stderr.isatty() else lambda *_: None)
-    used, own = difference(cpu_seconds(pid), before), time.process_time() - own
-    work.close()
-    work.errors.update(close_idle(idle))
-    if sys.stderr and sys.stderr.isatty():
-        print(file=sys.stderr)
-    report = summary(work, seconds, args, used, own)
+    generator = LoadGenerator(address, args.size, suffix, args.reconnect)
+    generator.errors.update(idle_errors)
+    local = args.host in ('127.0.0.1', '::1', 'localhost')
+    report = measure_load(generator, args, find_listener_pid(args.port) if local else None)
+    generator.close()
+    generator.errors.update(close_idle(idle))
+    report['errors'] = dict(generator.errors)
     print(json.dumps(report) if args.json else format_report(report, args), flush=True)
-    return 1 if work.errors or not work.latencies else 0
+    return 1 if generator.errors or not generator.latencies else 0
 
 
-def progress(done, elapsed):
-    print(f'\r{elapsed:5.1f} s  {done / elapsed:9.0f} requests/s ', end='', file=sys.stderr, flush=True)
+def measure_load(generator, args, pid):
+    """Run the load, and return its figures; PID is the server's, where it is known."""
+    on_terminal = sys.stderr and sys.stderr.isatty()
+    before, own = cpu_seconds(pid), time.process_time()
+    seconds = generator.run(args.connections, args.seconds, show_rate if on_terminal else None)
+    own = time.process_time() - own
+    used = difference(cpu_seconds(pid), before)
+    if on_terminal:
+        print(file=sys.stderr)
+    return summary(generator, seconds, args, used, own)
+
+
+def show_rate(done, elapsed):
+    print(f'\r{elapsed:5.1f} s  {done / elapsed:9.0f} requests/s ', end='', file=sys.stderr,
+          flush=True)
 
 
 def resolve(host, port):
-    """Return the address family and the address of HOST and PORT, or exit with status 1 and the reason."""
+    """Return the address family and the address of HOST and PORT, or exit with the reason."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return found[0], found[4]
     except (OSError, UnicodeError) as error:
-        sys.exit(f'cannot find host {host!a}: {getattr(error, "strerror", None) or error}')
+        sys.exit(f'cannot find host {host!a}: {reason(error)}')
 
 
 def learn_suffix(host, port):
-    """Return what this server adds to each answer (selectors_server.py does), asked of it and not assumed."""
+    """Return what this server adds to each answer: selectors_server.py adds something."""
+    reply, end = b'', time.monotonic() + 5
     with connect(host, port) as sock:
         sock.settimeout(5)
         try:
@@ -401,55 +479,66 @@ def learn_suffix(host, port):
             if not sock.recv(1, socket.MSG_PEEK):
                 raise OSError('it closed the connection')
         except OSError as error:
-            sys.exit(f'no answer from {host}, port {port}: {error} (does it talk to somebody else, or by an operator?)')
-        suffix = exchange(sock, b'', 0.1, 5)[0][len(b'suffix?'):]
-    if not PAYLOAD.translate(None, suffix + suffix.lower()):
-        sys.exit(f'{host}, port {port}, adds {len(suffix)} bytes to an answer of 7: that is none of these servers')
+            sys.exit(f'no answer from {host}, port {port}: {reason(error)} '
+                     '(is it busy with another client, or waiting for an operator?)')
+        for piece in exchange(sock, b'', 0.1):
+            reply += piece
+            if len(reply) > 65536 or time.monotonic() > end:
+                break
+    suffix = reply[len(b'suffix?'):]
+    if len(reply) > 65536 or not PAYLOAD.translate(None, suffix + suffix.lower()):
+        sys.exit(f'{host}, port {port}, adds {len(suffix)} bytes to an answer of 7: '
+                 'that is none of these servers')
     return suffix
 
 
 def open_idle(address, number):
-    """Return so many connections that only sit there, and what kept others from it."""
-    idle, errors = [], collections.Counter()
+    """Return NUMBER connections that send nothing, and count the errors of those that failed."""
+    socks, errors = [], collections.Counter()
     for _ in range(number):
         sock = None
         try:
             sock = socket.socket(address[0])
             sock.settimeout(5)
             sock.connect(address[1])
-            idle.append(sock)
+            socks.append(sock)
         except OSError as error:
-            errors['idle: ' + (error.strerror or str(error))] += 1
+            errors[f'idle: {reason(error)}'] += 1
             if sock:
                 sock.close()
-    return idle, errors
+    return socks, errors
 
 
-def close_idle(idle):
-    """Close the idle connections; count those that the server had not kept."""
+def close_idle(socks):
+    """Close the idle connections, and count those that the server had not kept."""
     errors = collections.Counter()
-    for sock in idle:
+    for sock in socks:
         try:
             sock.setblocking(False)
             errors['idle: closed by the server'] += sock.recv(1) == b''
         except BlockingIOError:
             pass
         except OSError as error:
-            errors['idle: ' + error.strerror] += 1
+            errors[f'idle: {reason(error)}'] += 1
         sock.close()
     return +errors
 
 
-def summary(work, seconds, args, used, own):
-    """Return the figures of a load: seconds in ms or us, as the names say."""
-    latencies, done = sorted(work.latencies), len(work.latencies)
-    report = {'connections': args.connections, 'idle': args.idle, 'size': args.size, 'reconnect': args.reconnect,
-              'suffix': os.fsdecode(work.suffix), 'seconds': seconds, 'requests': done, 'requests_per_second': done / seconds}
+def summary(generator, seconds, args, used, own):
+    """Return the figures of a load, in ms or us as the names say.
+
+    USED and OWN are the CPU seconds of the server (or None) and of this client.
+    """
+    latencies, done = sorted(generator.latencies), len(generator.latencies)
+    report = {'connections': args.connections, 'idle': args.idle, 'size': args.size,
+              'reconnect': args.reconnect, 'suffix': os.fsdecode(generator.suffix),
+              'seconds': seconds, 'requests': done, 'requests_per_second': done / seconds}
     for label, share in ('p50', 0.5), ('p95', 0.95), ('p99', 0.99), ('max', 1):
-        report[f'{label}_ms'] = latencies[max(0, math.ceil(share * done) - 1)] * 1e3 if done else None
-    report['errors'] = dict(work.errors)
-    report['never_answered'] = sum(not connection.answered for connection in work.opened)
-    report['server_cpu_us_per_request'] = used / done * 1e6 if done and used is not None else None
+        rank = max(0, math.ceil(share * done) - 1)
+        report[f'{label}_ms'] = latencies[rank] * 1e3 if done else None
+    report['never_answered'] = sum(not each.answered for each in generator.connections)
+    known = done and used is not None
+    report['server_cpu_us_per_request'] = used / done * 1e6 if known else None
     report['client_cpu_us_per_request'] = own / done * 1e6 if done else None
     report['client_cpu_percent'] = 100 * own / seconds
     return report
@@ -457,41 +546,52 @@ def summary(work, seconds, args, used, own):
 
 def format_report(report, args):
     """Return the report of a load for people."""
-    lines = [f'{args.host}, port {args.port}: {args.connections} connections, {args.idle} more idle, {args.size} bytes, '
-             f'{report["seconds"]:.1f} s' + (', a new connection per request' if args.reconnect else '')]
-    lines.append(f'requests   {report["requests"]}: {report["requests_per_second"]:.0f} a second')
+    lines = [f'{args.host}, port {args.port}: {args.connections} connections, '
+             f'{args.idle} additional idle ones, {args.size} bytes, {report["seconds"]:.1f} s'
+             + (', a new connection for each request' if args.reconnect else '')]
+    rate = report['requests_per_second']
+    lines.append(f'requests   {report["requests"]}: {rate:.0f} a second')
     if report['requests']:
-        lines.append('latency    ' + ', '.join(f'{each} {report[each + "_ms"]:.3f} ms' for each in ('p50', 'p95', 'p99', 'max')))
-        server = report['server_cpu_us_per_request']
-        lines.append('CPU        ' + (f'server {server:.1f} us per request, ' if server is not None else '')
-                     + f'this client {report["client_cpu_us_per_request"]:.1f} us')
-        if report['client_cpu_percent'] > 90:
-            lines.append(f'           this client used {report["client_cpu_percent"]:.0f} % of a processor: it is the limit, '
-                         'not the server; compare the CPU per request instead of the rate')
+        lines += format_costs(report)
     if report['never_answered']:
-        lines.append(f'waiting    {report["never_answered"]} connections had no answer in all this time')
-    lines.append('errors     ' + (', '.join(f'{count} x {each}' for each, count in report['errors'].items()) or 'none'))
+        lines.append(f'waiting    {report["never_answered"]} connections got no answer at all')
+    errors = ', '.join(f'{count} x {each}' for each, count in report['errors'].items())
+    lines.append(f'errors     {errors or "none"}')
     if report['suffix']:
         lines.append(f'suffix     {report["suffix"]!a} after each answer (learnt)')
     return '\n'.join(lines)
 
 
+def format_costs(report):
+    """Return the lines of a report about latency and CPU."""
+    latencies = (f'{each} {report[each + "_ms"]:.3f} ms' for each in ('p50', 'p95', 'p99', 'max'))
+    server = report['server_cpu_us_per_request']
+    cpu = f'server {server:.1f} us per request, ' if server is not None else ''
+    cpu += f'this client {report["client_cpu_us_per_request"]:.1f} us'
+    lines = ['latency    ' + ', '.join(latencies), 'CPU        ' + cpu]
+    if report['client_cpu_percent'] > 90:
+        lines.append(f'           this client used {report["client_cpu_percent"]:.0f} % of a '
+                     'processor, so it limits the rate.\n           '
+                     'To compare servers, take the CPU per request.')
+    return lines
+
+
 def raise_file_limit(needed):
-    """Raise our own limit of open files as far as allowed; exit with status 1 where that is not far enough."""
+    """Raise our limit of open files; exit with status 1 if NEEDED are not allowed."""
     limit = file_limit()
     if limit is not None and limit < needed:
-        sys.exit(f'{needed} open files are needed, and {limit} allowed: raise the hard limit (ulimit -Hn), '
-                 'or take fewer connections')
+        sys.exit(f'{needed} open files are needed, and {limit} are allowed: '
+                 'raise the hard limit (ulimit -Hn), or take fewer connections')
 
 
 def file_limit():
-    """Raise our own limit of open files as far as allowed, and return it; None where there is none (Windows)."""
+    """Raise our limit of open files as far as allowed, and return it; None on Windows."""
     try:
         import resource
     except ImportError:
         return None
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in (hard, 10240):        # macOS takes no "unlimited" here
+    for wanted in (hard, 10240):        # macOS does not take "unlimited" here
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             break
@@ -500,52 +600,65 @@ def file_limit():
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
-# ---- what a server costs: read on Linux from /proc, on other POSIX from ps; on Windows not at all ----
+# ---- what a server costs: process_tree, cpu_seconds, memory_bytes, thread_count ----
+# On Linux /proc says it, on other POSIX systems ps. On Windows these return None.
 
 def process_tree(pid):
     """Return PID and its children (the servers have no grandchildren)."""
     if HAS_PROC:
         children = []
         for each in filter(str.isdigit, os.listdir('/proc')):
-            try:
+            with contextlib.suppress(OSError):      # it has just ended
                 if int(proc_stat(each)[1]) == pid:
                     children.append(int(each))
-            except OSError:
-                pass                    # it has just ended
         return [pid] + children
     pairs = (line.split() for line in ps('-axo', 'pid=,ppid='))
     return [pid] + [int(child) for child, parent in pairs if int(parent) == pid]
 
 
 def proc_stat(pid):
-    """Return the fields of /proc/PID/stat from the third on, `state` (proc(5)): the second may hold anything."""
+    """Return the fields of /proc/PID/stat from the third, `state`, on (see proc(5)).
+
+    They follow the last parenthesis: the second field is a name, and may contain anything.
+    """
     with open(f'/proc/{pid}/stat') as file:
         return file.read().rpartition(')')[2].split()
 
 
 def ps(*arguments):
-    return subprocess.run(['ps', *arguments], stdout=subprocess.PIPE, text=True).stdout.splitlines()
+    """Return the lines that ps prints."""
+    ended = subprocess.run(['ps', *arguments], stdout=subprocess.PIPE, text=True)
+    return ended.stdout.splitlines()
+
+
+def ps_tree(field, pid):
+    """Return one field of PID and its children, a string for each."""
+    return ps('-o', f'{field}=', '-p', ','.join(map(str, process_tree(pid))))
 
 
 def cpu_seconds(pid):
-    """Return the seconds of CPU that PID and its children have used; None where that cannot be known."""
+    """Return the seconds of CPU that PID and its children have used, or None."""
     if pid is None or os.name != 'posix':
         return None
     if HAS_PROC:
         try:
-            ticks = sum(map(int, proc_stat(pid)[13:15]))     # of children that have ended and were waited for
+            reaped = sum(map(int, proc_stat(pid)[13:15]))   # of children that have ended
         except OSError:
-            return None                 # it has ended
-        return ticks / os.sysconf('SC_CLK_TCK') + sum(map(cpu_clock, process_tree(pid)))
+            return None                 # the server has ended
+        return reaped / os.sysconf('SC_CLK_TCK') + sum(map(cpu_clock, process_tree(pid)))
     total = 0
-    for line in ps('-o', 'time=', '-p', ','.join(map(str, process_tree(pid)))):
+    for line in ps_tree('time', pid):
         parts = re.findall(r'[\d.]+', line)         # [[days-]hours:]minutes:seconds
-        total += sum(float(part) * unit for part, unit in zip(reversed(parts), (1, 60, 3600, 86400)))
+        units = 1, 60, 3600, 86400
+        total += sum(float(part) * unit for part, unit in zip(reversed(parts), units))
     return total
 
 
 def cpu_clock(pid):
-    """Return the CPU time of one process in seconds, to the nanosecond: its clock, as clock_getcpuclockid(3) makes it."""
+    """Return the seconds of CPU of one process, to the nanosecond.
+
+    Its clock has the number that clock_getcpuclockid(3) computes.
+    """
     try:
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
@@ -553,12 +666,15 @@ def cpu_clock(pid):
 
 
 def memory_bytes(pid):
-    """Return how many bytes PID and its children occupy, each shared page counted once (Pss), else resident; or None."""
+    """Return the bytes of memory of PID and its children, or None.
+
+    On Linux each shared page counts once (Pss); elsewhere it counts in every process (resident).
+    """
     if os.name != 'posix':
         return None
     if HAS_PROC:
         return sum(map(pss, process_tree(pid)))
-    return sum(int(line) * 1024 for line in ps('-o', 'rss=', '-p', ','.join(map(str, process_tree(pid)))))
+    return sum(int(line) * 1024 for line in ps_tree('rss', pid))
 
 
 def pss(pid):
@@ -575,10 +691,8 @@ def thread_count(pid):
         return None
     total = 0
     for each in process_tree(pid):
-        try:
+        with contextlib.suppress(OSError):          # it has just ended
             total += len(os.listdir(f'/proc/{each}/task'))
-        except OSError:
-            pass                        # it has just ended
     return total
 
 
@@ -586,35 +700,69 @@ def difference(after, before):
     return None if after is None or before is None else after - before
 
 
+# ---- what the kernel knows of a connection: find_listener_pid, receive_queue (Linux only) ----
+
+def kernel_sockets(table):
+    """Return the rows of /proc/net/TABLE, each split into its fields; none where it is missing."""
+    try:
+        with open(f'/proc/net/{table}') as file:
+            return [line.split() for line in file][1:]
+    except OSError:
+        return []
+
+
 def find_listener_pid(port):
-    """Return the process that listens on PORT of this machine, or None where that cannot be known (Linux only)."""
-    found = []
-    for table in '/proc/net/tcp', '/proc/net/tcp6':
-        try:
-            with open(table) as file:
-                rows = [line.split() for line in file][1:]
-        except OSError:
-            continue
-        found += [f'socket:[{row[9]}]' for row in rows if row[3] == '0A' and int(row[1].rpartition(':')[2], 16) == port]
-    for pid in filter(str.isdigit, os.listdir('/proc') if found else []):
-        try:
-            if any(os.readlink(f'/proc/{pid}/fd/{fd}') in found for fd in os.listdir(f'/proc/{pid}/fd')):
+    """Return the process that listens on PORT of this machine, or None if that is not known."""
+    sockets = [f'socket:[{row[9]}]' for row in kernel_sockets('tcp') + kernel_sockets('tcp6')
+               if row[3] == '0A' and int(row[1].rpartition(':')[2], 16) == port]
+    for pid in filter(str.isdigit, os.listdir('/proc') if sockets else []):
+        with contextlib.suppress(OSError):          # another user's, or it has just ended
+            folder = f'/proc/{pid}/fd'
+            if any(os.readlink(f'{folder}/{fd}') in sockets for fd in os.listdir(folder)):
                 return int(pid)
-        except OSError:
-            pass                        # somebody else's, or just ended
     return None
 
 
-# ---- starting a server script: test_all.py uses this too ----
+def receive_queue(server_address, client_address):
+    """Return how many bytes of a connection the kernel holds until the server receives them.
+
+    It is Recv-Q of ss(8) at the server's side. The addresses are what getpeername() and
+    getsockname() of the client's socket return. Return None if there is no such IPv4 connection.
+    """
+    ends = [kernel_address(server_address), kernel_address(client_address)]
+    for row in kernel_sockets('tcp'):
+        if row[1:3] == ends:
+            return int(row[4].rpartition(':')[2], 16)
+    return None
+
+
+def kernel_address(address):
+    """Return an IPv4 address as /proc/net/tcp writes it: 127.0.0.1:8083 is 0100007F:1F93."""
+    host, port = address[:2]
+    if ':' in host:
+        return None
+    return f'{int.from_bytes(socket.inet_aton(host), sys.byteorder):08X}:{port:04X}'
+
+
+# ---- starting a server script: DeferSignals, Server (test_all.py uses this too) ----
 
 class DeferSignals:
-    """With this, Ctrl-C and SIGTERM wait until what is inside is done (only the main thread gets signals at all)."""
+    """With this, signals that end us wait until the block is done.
+
+    Only the main thread gets signals. An ignored signal stays ignored (nohup): a child inherits
+    that, but not a handler.
+    """
+    names = 'SIGINT', 'SIGTERM', 'SIGHUP'       # Windows has no SIGHUP
 
     def __enter__(self):
         self.came, self.handlers = [], {}
         if threading.current_thread() is threading.main_thread():
-            for number in signal.SIGINT, signal.SIGTERM:
-                self.handlers[number] = signal.signal(number, lambda number, frame: self.came.append(number))
+            for number in (getattr(signal, name) for name in self.names if hasattr(signal, name)):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self.handlers[number] = signal.signal(number, self.defer)
+
+    def defer(self, number, frame):
+        self.came.append(number)
 
     def __exit__(self, *exception):
         for number, handler in self.handlers.items():
@@ -624,30 +772,31 @@ class DeferSignals:
 
 
 class Server:
-    """A server script that runs: its process, the address in its `listening` line, and the lines that it prints.
+    """A server script that runs: its process, its address, and the lines that it prints.
 
-    It takes a free port if ARGUMENTS name none; BEFORE is a command to run it by. With `with`, it is stopped in the
-    end, whatever happens. Raises RuntimeError, with what it said, if it does not listen within TIMEOUT seconds.
+    It takes a free port if ARGUMENTS name none. BEFORE is a command to run it by. The address is
+    read from its `listening` line; RuntimeError, with what it said instead, is raised if none
+    comes within TIMEOUT seconds. At the end of a `with` block the server is stopped.
     """
     running = set()
 
     def __init__(self, script, *arguments, timeout=10, before=(), **options):
-        options = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, **options}
+        pipe_out = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+        options = {'stdin': subprocess.DEVNULL, **pipe_out, **options}
         command = [*before, sys.executable, os.path.join(FOLDER, script), *arguments]
         if '--port' not in arguments:
             command += ['--port', '0']
         self.name = ' '.join([script, *arguments])
-        with DeferSignals():            # or a Ctrl-C now could leave a server that nobody knows of
+        self.lines, self.seen, self.readers = queue.Queue(), [], []
+        with DeferSignals():            # or a Ctrl-C now could leave a server that nobody stops
             self.process = subprocess.Popen(command, **options)
-            self.readers = []
             Server.running.add(self)
         self.pid = self.process.pid
-        self.lines, self.seen = queue.Queue(), []
-        streams = [stream for stream in (self.process.stdout, self.process.stderr) if stream]
+        streams = [each for each in (self.process.stdout, self.process.stderr) if each]
         self.open_streams = len(streams)
-        self.readers = [threading.Thread(target=self.collect, args=(stream,), daemon=True) for stream in streams]
-        for reader in self.readers:
-            reader.start()
+        for stream in streams:
+            self.readers.append(threading.Thread(target=self.collect, args=(stream,), daemon=True))
+            self.readers[-1].start()
         try:
             host, port = self.expect(r'listening on (\S+):(\d+)', timeout).groups()
             self.address = host.strip('[]'), int(port)
@@ -656,13 +805,17 @@ class Server:
             raise
 
     def collect(self, stream):
+        """Put each line of STREAM into the queue, and None at its end."""
         with stream:
             for line in stream:
                 self.lines.put(line.decode('utf-8', 'replace').rstrip())
         self.lines.put(None)
 
     def expect(self, pattern, timeout=10):
-        """Return the match of the next line that has PATTERN; raises RuntimeError if none comes in TIMEOUT seconds."""
+        """Return the match of the next line that has PATTERN.
+
+        RuntimeError is raised if none comes within TIMEOUT seconds.
+        """
         end, match = time.monotonic() + timeout, None
         while not match and self.open_streams:
             try:
@@ -675,14 +828,15 @@ class Server:
                 self.seen.append(line)
                 match = re.search(pattern, line)
         if not match:
-            raise RuntimeError(f'{self.name} did not print {pattern!r}, but: {" / ".join(self.seen) or "nothing"}')
+            seen = ' / '.join(self.seen) or 'nothing'
+            raise RuntimeError(f'{self.name} did not print {pattern!r}, but: {seen}')
         return match
 
     def stop(self):
-        """End it: politely first, which also ends its children."""
+        """End the server and return its status. SIGTERM comes first: so it ends its children."""
         if self.process.poll() is None:
             self.process.terminate()
-            for reader in self.readers:     # they end when it does, and tell sooner than process.wait would
+            for reader in self.readers:     # they end when it does, sooner than process.wait does
                 reader.join(3)
             try:
                 self.process.wait(0.1 if self.readers else 3)
@@ -1164,7 +1318,7 @@ def report_claims(judged):
     return '\n'.join(lines)
 
 
-# ---- arguments and start ----
+# ---- arguments and start: parse_arguments, main ----
 
 def number_between(kind, low, high):
     """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
@@ -1175,29 +1329,58 @@ def number_between(kind, low, high):
     return number
 
 
+CHAT_HELP = """Talk to a server: a line or a message goes to it, and its reply is printed.
+
+Standard input is a terminal: each line is sent; exit or Ctrl-D leaves.
+It is a file or a pipe: every byte is sent, and all that comes back is written.
+
+"connected" does not mean that the server has accepted the connection. The
+kernel of its machine completes the connection and puts it into the backlog,
+where it waits for accept. A serial server accepts it when the client before
+has left. Until then nothing answers.
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    def print_help(self, file=None):
+        """Print the help; argparse itself ignores an error of that (--help > /dev/full)."""
+        print(self.format_help(), end='', file=file, flush=True)
+
+
 def parse_arguments(words):
     """Return the arguments; without a command they are those of chat."""
     shape = {'description': __doc__, 'formatter_class': argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(**shape)
-    commands = parser.add_subparsers(dest='command', metavar='chat | load | compare')
+    parser = Parser(**shape)
+    commands = parser.add_subparsers(dest='command', metavar='chat | load | figure | compare')
     where = argparse.ArgumentParser(add_help=False)
-    where.add_argument('--host', default='127.0.0.1', help='where the server listens (default %(default)s)')
-    where.add_argument('--port', type=number_between(int, 1, 65535), default=8080, help='default %(default)s')
+    where.add_argument('--host', default='127.0.0.1',
+                       help='where the server listens (default %(default)s)')
+    where.add_argument('--port', type=number_between(int, 1, 65535), default=8080,
+                       help='its port (default %(default)s)')
 
-    add = commands.add_parser('chat', parents=[where], help='talk to a server (the default)').add_argument
-    add('-m', dest='message', action='append', metavar='TEXT', help='send TEXT, print the reply, leave; may be repeated')
+    shape['description'] = CHAT_HELP
+    add = commands.add_parser('chat', parents=[where], help='talk to a server (the default)',
+                              **shape).add_argument
+    add('-m', dest='message', action='append', metavar='TEXT',
+        help='send TEXT, print the reply, leave; may be repeated')
     add('--quiet', type=number_between(float, 0.001, 3600), default=0.2, metavar='SECONDS',
-        help='a reply has ended when nothing has come for so long (default %(default)s)')
+        help='a reply ends when nothing has come for so long (default %(default)s)')
 
-    add = commands.add_parser('load', parents=[where], help='load a server, and measure').add_argument
-    add('--connections', type=number_between(int, 1, 100000), default=100, metavar='N', help='that ask all the time (default %(default)s)')
-    add('--seconds', type=number_between(float, 0.01, 86400), default=5, help='for how long (default %(default)s)')
-    add('--size', type=number_between(int, 1, 1 << 28), default=64, metavar='BYTES', help='of each message (default %(default)s)')
-    add('--idle', type=number_between(int, 0, 100000), default=0, metavar='N', help='more connections that only sit there')
+    add = commands.add_parser('load', parents=[where], help='load a server, and measure'
+                              ).add_argument
+    add('--connections', type=number_between(int, 1, 100000), default=100, metavar='N',
+        help='connections that send requests all the time (default %(default)s)')
+    add('--seconds', type=number_between(float, 0.01, 86400), default=5,
+        help='how long (default %(default)s)')
+    add('--size', type=number_between(int, 1, 1 << 28), default=64, metavar='BYTES',
+        help='the size of each message (default %(default)s)')
+    add('--idle', type=number_between(int, 0, 100000), default=0, metavar='N',
+        help='additional connections that send nothing (default %(default)s)')
     add('--reconnect', action='store_true', help='a new connection for each request')
     add('--json', action='store_true', help='print the figures as JSON')
 
-    add = commands.add_parser('compare', help='measure every server and every claim of the notes').add_argument
+    add = commands.add_parser('compare', help='measure every server and every claim of the notes'
+                              ).add_argument
     add('--quick', action='store_true', help='a third of the time, and rougher figures')
     add('--json', action='store_true', help='print the figures as JSON')
     known = *commands.choices, '-h', '--help'
@@ -1205,24 +1388,32 @@ def parse_arguments(words):
 
 
 def main():
+    if not sys.stderr:          # closed (2>&-): what is meant for it goes nowhere
+        sys.stderr = open(os.devnull, 'w')
     for stream in sys.stdout, sys.stderr:
-        if stream:
-            stream.reconfigure(errors='backslashreplace')       # an old Windows console cannot show every text
+        if stream:              # an old Windows console cannot show every text
+            stream.reconfigure(errors='backslashreplace')
     try:
-        args = parse_arguments(sys.argv[1:])
-        status = {'chat': chat, 'load': load, 'compare': compare}[args.command](args)
-        if sys.stdout:
-            sys.stdout.flush()
-        sys.exit(status)
+        sys.exit(run_command())
     except KeyboardInterrupt:
-        print(file=sys.stderr)
-        exit_now(status=130)
+        exit_now('', 130)
     except BrokenPipeError:     # nobody reads our output any more
         exit_now(status=1)
     except OSError as error:
-        exit_now(f'cannot go on: {error.strerror or error}', 1)
+        exit_now(f'cannot go on: {reason(error)}', 1)
     except MemoryError:
-        exit_now('there is not enough memory for so many bytes: take a smaller --size or fewer --connections', 1)
+        exit_now('there is not enough memory for so many bytes: '
+                 'take a smaller --size or fewer --connections', 1)
+
+
+def run_command():
+    """Do what the arguments say, and return the status."""
+    try:
+        args = parse_arguments(sys.argv[1:])
+        return {'chat': chat, 'load': load, 'compare': compare}[args.command](args)
+    finally:
+        if sys.stdout:
+            sys.stdout.flush()      # here, so that an error of it is seen
 
 
 if __name__ == '__main__':

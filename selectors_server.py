@@ -405,6 +405,7 @@ def on_stop_signal(signum, frame):
     if not stopping:
         stopping = True
         start_timer()       # the full 0.5 s until on_timer raises it again
+        sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
         raise KeyboardInterrupt
 
 
