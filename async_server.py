@@ -359,7 +359,11 @@ def open_asyncio():
     import asyncio
     # if a stop comes just before an await, or while a task runs, Python would complain
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited')
-    loop = asyncio.new_event_loop()
+    try:
+        loop = asyncio.new_event_loop()
+    except OSError as error:
+        sys.unraisablehook = lambda *_: None    # a half-made loop complains when it is deleted
+        sys.exit(f'cannot start: {error.strerror}')
     loop.set_exception_handler(
         lambda loop, context: stopping or loop.default_exception_handler(context))
     return loop
@@ -612,6 +616,8 @@ def run(serve, listener, model, clean_up=lambda: None):
             thread.start()
             while thread.is_alive() and not stopping:
                 thread.join(0.5)
+            if not stopping:
+                sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         pass
     finish(clean_up)

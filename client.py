@@ -33,6 +33,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 
@@ -386,7 +387,7 @@ class LoadGenerator:
     def check_answer(self, connection):
         """If the answer is complete, note how long it took, and begin the next request."""
         answer = connection.received
-        if self.suffix:
+        if self.suffix and len(answer) >= self.size:
             # the server adds a suffix to each piece of the message that it has received
             if len(answer) > self.size * (1 + len(self.suffix)):
                 self.fail(connection, 'an answer that is too long')
@@ -546,8 +547,9 @@ def summary(generator, seconds, args, used, own):
 
 def format_report(report, args):
     """Return the report of a load for people."""
-    lines = [f'{args.host}, port {args.port}: {args.connections} connections, '
-             f'{args.idle} additional idle ones, {args.size} bytes, {report["seconds"]:.1f} s'
+    idle = f', {args.idle} additional idle ones' if args.idle else ''
+    lines = [f'{args.host}, port {args.port}: {args.connections} connections{idle}, '
+             f'{args.size} bytes, {report["seconds"]:.1f} s'
              + (', a new connection for each request' if args.reconnect else '')]
     rate = report['requests_per_second']
     lines.append(f'requests   {report["requests"]}: {rate:.0f} a second')
@@ -850,6 +852,674 @@ class Server:
 
     def __exit__(self, *exception):
         self.stop()
+
+
+# ---- figure: playing the scenes (play_figure, play_scene) ----
+
+LANES = [       # name, script, arguments
+    ('blocking serial', 'blocking_server.py', ['--mode', 'serial']),
+    ('blocking thread', 'blocking_server.py', ['--mode', 'thread']),
+    ('blocking process', 'blocking_server.py', ['--mode', 'process']),
+    ('blocking pool of 2', 'blocking_server.py', ['--mode', 'pool', '--pool-size', '2']),
+    ('nonblocking', 'nonblocking_server.py', []),
+    ('select', 'select_server.py', []),
+    ('selectors', 'selectors_server.py', []),
+    ('async io_uring', 'async_server.py', ['--engine', 'io_uring']),
+    ('async asyncio', 'async_server.py', ['--engine', 'asyncio']),
+    ('socketserver thread', 'socketserver_server.py', ['--mode', 'thread', '--reply', 'upper']),
+]
+SLOW_SECONDS = 0.2          # seconds: each answer of the servers with --delay and --work
+ONE_READ = [('A', 0, 0.3, 0.1)]         # name, connects at, asks at, stays after its answer
+THREE_CLIENTS = [('A', 0, 0.3, 0.05), ('B', 0.05, 0.05, 0.05), ('C', 0.1, 0.1, 0.05)]
+SCENES = {
+    'read': (ONE_READ, []),
+    'delay': (THREE_CLIENTS, ['--delay', str(SLOW_SECONDS)]),
+    'work': (THREE_CLIENTS, ['--work', str(SLOW_SECONDS)]),
+}
+TRACE_LINE = re.compile(r' *(\d+\.\d+) s  (#\d+|-) +(\S+) +(.*)')
+DURATION = re.compile(r'([\d.]+) (us|ms|s)\b')
+
+
+class TracedServer(Server):
+    """A server with --trace. `trace` has its trace lines, each after the time when it came."""
+
+    def __init__(self, script, *arguments):
+        self.trace = []
+        super().__init__(script, *arguments, '--trace')
+
+    def collect(self, stream):
+        with stream:
+            for line in stream:
+                now, words = time.monotonic(), line.decode('utf-8', 'replace').rstrip()
+                if TRACE_LINE.match(words):
+                    self.trace.append([now, words])
+                else:
+                    self.lines.put(words)
+        self.lines.put(None)
+
+
+def play_figure(progress=lambda step, steps, what: None):
+    """Play all scenes against all servers, and return what came: a plain dict."""
+    lanes = [dict(zip(('name', 'script', 'arguments'), each)) for each in LANES]
+    groups = play_groups(lanes)
+    for step, (scene, members, head_start) in enumerate(groups):
+        progress(step, len(groups), f'{scene}: {members[0]["name"]}')
+        play_together(scene, members, head_start)
+    progress(len(groups), len(groups), '')
+    return {'machine': machine(), 'date': time.strftime('%Y-%m-%d %H:%M'), 'lanes': lanes}
+
+
+def play_groups(lanes):
+    """Return what is played at the same time: [(scene, lanes, seconds for the servers to start)].
+
+    Waiting disturbs nobody. Of the servers that compute, two run at once at most, and the one
+    with several processes runs alone, so that each finds a free processor where there are two.
+    """
+    alone = [lane for lane in lanes if lane['name'].endswith('process')]
+    others = [lane for lane in lanes if lane not in alone]
+    size = 2 if (os.cpu_count() or 1) > 1 else 1
+    pairs = [others[start:start + size] for start in range(0, len(others), size)]
+    return ([('read', lanes, 0.8), ('delay', lanes, 0.8)]
+            + [('work', pair, 0.2) for pair in [alone, *pairs] if pair])
+
+
+def play_together(scene, lanes, head_start):
+    """Play a scene against the servers of LANES at the same time; on Ctrl-C stop them all."""
+    leaving, begin = threading.Event(), time.monotonic() + head_start
+    threads = [threading.Thread(target=play_lane, args=(scene, lane, begin, leaving))
+               for lane in lanes]
+    try:
+        with DeferSignals():
+            for thread in threads:
+                thread.start()
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.02)                # join() would keep Ctrl-C waiting on Windows
+    finally:
+        leaving.set()
+        for server in list(Server.running):
+            server.stop()
+        for thread in threads:
+            thread.join(10)
+
+
+def play_lane(scene, lane, begin, leaving):
+    """Put into LANE what came of the scene, or why it failed."""
+    try:
+        lane[scene] = play_scene(lane['script'], lane['arguments'], scene, begin, leaving)
+    except (OSError, RuntimeError) as error:
+        said = str(error).partition(', but: ')[2]
+        lane[scene] = {'failed': said or reason(error)}
+
+
+def play_scene(script, arguments, scene, begin=0, leaving=None):
+    """Play a scene against a server; return its trace lines and the clock of each client."""
+    script_of_clients, more = SCENES[scene]
+    leaving = leaving or threading.Event()
+    with TracedServer(script, *arguments, *more) as server:
+        begin = max(begin, time.monotonic() + 0.02)
+        clients = [{'name': each[0]} for each in script_of_clients]
+        threads = [threading.Thread(target=act, args=(server.address, begin, part, notes, leaving))
+                   for part, notes in zip(script_of_clients, clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        leaving.wait(0.1)                   # for the last lines of the trace
+    for client in clients:
+        if 'error' in client:
+            raise RuntimeError(client['error'])
+    return {'trace': sorted(server.trace), 'clients': clients}
+
+
+def act(address, begin, part, notes, leaving):
+    """Be one client; NOTES get the time of each of its steps."""
+    name, connects, asks, stays = part
+    leaving.wait(begin + connects - time.monotonic())
+    try:
+        with socket.create_connection(address, timeout=10) as sock:
+            notes.update(connect=time.monotonic(), port=sock.getsockname()[1])
+            leaving.wait(asks - connects)
+            notes['ask'] = time.monotonic()
+            sock.sendall(b'hello')
+            if not sock.recv(100):
+                raise OSError('the server closed the connection')
+            notes['reply'] = time.monotonic()
+            leaving.wait(stays)
+            notes['leave'] = time.monotonic()
+    except OSError as error:
+        notes['error'] = f'client {name}: {reason(error)}'
+
+
+# ---- figure: from trace lines to phases (read_phases, client_phases) ----
+
+KINDS = {       # kind: character, what it means, colour (Okabe and Ito's), pattern of 8 by 8 units
+    'blocked': ('=', 'process is blocked in a call', '#e69f00', 'M0 8 8 0'),
+    'asks': ('?', 'process asks again and again (polling)', '#f0e442', 'M4 0V8'),
+    'free': ('~', 'process goes on', '#2fb58b', ''),
+    'wait': ('.', 'kernel waits for the data', '#c8c8c8', 'M3 4H5'),
+    'copy': ('#', 'copy of the data (block of fixed width)', '#56b4e9', 'M0 4H8'),
+    'send': ('%', 'copy of the answer (block of fixed width)', '#dd9cc0', 'M0 0 8 8'),
+    'unaccepted': ('N', 'connected, but not accepted yet', '#e8743b', 'M0 0 8 8M0 8 8 0'),
+    'held': ('H', 'has asked, held up by somebody else', '#e69f00', 'M0 8 8 0'),
+    'silent': ('.', 'says nothing: nobody waits', '#c8c8c8', 'M3 4H5'),
+    'delay': ('d', 'its own answer: a delay', '#56b4e9', 'M0 4H8'),
+    'compute': ('c', 'its own answer: computing', '#2fb58b', ''),
+    'share': ('s', 'its own answer: computing, CPU or GIL shared', '#f0e442', 'M4 0V8'),
+}
+READ_KINDS, CLIENT_KINDS = list(KINDS)[:6], list(KINDS)[6:]
+
+
+def parse_trace(trace, start):
+    """Return the trace as [(seconds since START, number or 0, call, words)], on our clock.
+
+    The two clocks differ by a constant, and a line comes after it was made. So the line that
+    came soonest tells the constant, to about a millisecond.
+    """
+    found = [(came, TRACE_LINE.match(line)) for came, line in trace]
+    found = [(came, match) for came, match in found if match]
+    offset = min((came - float(match[1]) for came, match in found), default=0)
+    return [(float(match[1]) + offset - start, int(match[2].strip('#-') or 0), match[3], match[4])
+            for came, match in found]
+
+
+def durations(words):
+    """Return the lengths of time that a trace line names, in seconds."""
+    return [float(number) * {'us': 1e-6, 'ms': 1e-3, 's': 1}[unit]
+            for number, unit in DURATION.findall(words)]
+
+
+def connection_number(events, port):
+    """Return the number that the server gave the client of PORT, and when it accepted it."""
+    for at, number, call, words in events:
+        if call == 'accept' and re.search(rf':{port} joined', words):
+            return number, at
+    return None, None
+
+
+def read_phases(scene):
+    """Return the phases of one read, [(row, kind, start, end, label)], in seconds since connect.
+
+    A kind that ends in `copy` or `send` is drawn as a block of fixed width.
+    """
+    client = scene['clients'][0]
+    events = parse_trace(scene['trace'], client['connect'])
+    mine, _ = connection_number(events, client['port'])
+    phases, waited = [], None
+    for at, number, call, words in events:
+        spent = DURATION.search(words)
+        took = durations(words)[0] if spent else 0
+        if number == 0 and call == 'select' and re.search(rf'read #{mine}\b', words):
+            waited = 'blocked', at - took, at, f'blocked in select {spent[0]}'
+        elif number == 0 and call == 'enter' and spent:
+            waited = 'free', at - took, at, f'goes on, in enter {spent[0]}'
+        elif number == mine and call == 'recv':
+            waited = None if 'goes on' in words else waited or wait_of(words, at, took, spent)
+            if re.search(r"bytes|b''", words):
+                phases += read_of(words, at, spent, waited)
+        elif number == mine and call.startswith('send'):
+            waited = None
+            phases += answer_of(words, at, spent)
+    return phases
+
+
+def wait_of(words, at, took, spent):
+    """Return what the process did until now, if this recv line tells: (kind, start, end, label)."""
+    for begins, kind, label in (
+            ('blocked', 'blocked', 'blocked in recv'), ('ready', 'free', 'goes on, ready after'),
+            ('in place', 'free', 'goes on, seen after'),
+            ('asked', 'asks', f'asked {words.split()[1]} times in')):
+        if words.startswith(begins):
+            return kind, at - took, at, f'{label} {spent[0]}'
+    return None
+
+
+def read_of(words, at, spent, waited):
+    """Return the phases of a read that ends: the wait if there was one, the copy if bytes came."""
+    copied_in, process = 'in recv', 'copy'
+    if words.startswith(('copied in', 'done at once')):
+        copied_in = spent[0]
+    elif words.startswith('blocked'):
+        process = 'blocked copy'
+    elif words.startswith('in place'):
+        copied_in, process = 'unseen', 'free copy'
+    phases = []
+    if waited:
+        phases = [('process', *waited), ('kernel', 'wait', *waited[1:3], 'waits for data')]
+    if "b'': " not in words:
+        phases += [('process', process, at, at, '' if ' ' in process else copied_in),
+                   ('kernel', 'copy', at, at, copied_in)]
+    return phases
+
+
+def answer_of(words, at, spent):
+    """Return the phases of an answer that was sent; none if it has only begun."""
+    if 'bytes' not in words:
+        return []
+    return [('process', 'free send' if 'in place' in words else 'send', at, at, spent[0]),
+            ('kernel', 'send', at, at, spent[0])]
+
+
+def client_phases(scene):
+    """Return what each client waits for, [(client, kind, start, end, label)], in seconds."""
+    begin = min(client['connect'] for client in scene['clients'])
+    events = parse_trace(scene['trace'], begin)
+    phases = []
+    for client in scene['clients']:
+        number, accepted = connection_number(events, client['port'])
+        start, leave = client['connect'] - begin, client['leave'] - begin
+        ask, reply = client['ask'] - begin, client['reply'] - begin
+        steps = [('unaccepted', leave if number is None else accepted), ('silent', ask),
+                 *answer_steps(events, number), ('held', reply), ('silent', leave)]
+        for kind, end in steps:
+            end = min(end, leave)
+            if end - start > 0.004:         # what is shorter, the clock does not show
+                phases.append((client['name'], kind, start, end, KINDS[kind][0]))
+                start = end
+    return phases
+
+
+def answer_steps(events, number):
+    """Return what a client waits for while its answer is made: [(kind, until)]."""
+    for at, who, call, words in events:
+        if who == number and call == 'answer' and DURATION.search(words):
+            times = durations(words)
+            kind = 'delay'
+            if words.startswith('computed'):        # so much CPU time, in so much time
+                kind = 'compute' if times[0] > 0.8 * times[-1] else 'share'
+            return [('held', at - times[-1]), (kind, at)]
+    return []
+
+
+def place_read(phases, scale, block):
+    """Return the phases of a read on paper, [(row, kind, x, width, label)].
+
+    There are SCALE units to the second, and copies take a place of BLOCK units.
+    """
+    placed, pivot, shift = [], 0, 0
+    for row, kind, start, end, label in phases:
+        if kind.endswith('copy'):
+            pivot, shift = max(pivot, end), 2 * block
+            left, width = pivot * scale, block
+        elif kind.endswith('send'):
+            left, width = pivot * scale + block, block
+        else:
+            left = max(start, pivot) * scale + shift
+            width = max(0, end * scale + shift - left)
+        placed.append((row, kind.split()[0], left, width, label))
+    return placed
+
+
+def figure_scales(data):
+    """Return how long the reads and the three clients take at most, and when hello came."""
+    def longest(phases):
+        return max((phase[3] for phase in phases), default=0)
+    reads = [read_phases(lane['read']) for lane in data['lanes'] if 'trace' in lane['read']]
+    three = [client_phases(lane[scene]) for lane in data['lanes'] for scene in ('delay', 'work')
+             if 'trace' in lane[scene]]
+    hello = [phase[3] for phases in reads for phase in phases if phase[1].endswith('copy')]
+    return (max([0.4, *map(longest, reads)]), max([0.4, *map(longest, three)]),
+            statistics.median(hello) if hello else 0.3)
+
+
+def axis_ticks(total, most):
+    """Return at most MOST + 1 round times from 0 to TOTAL seconds, each with its text."""
+    step = next(step for step in (0.1, 0.2, 0.5, 1, 2, 5, 10, 1000) if total / step <= most)
+    return [(number * step, f'{number * step:g}') for number in range(int(total / step) + 1)]
+
+
+def short_label(label, room):
+    """Return as much of a label as has room: all, the time at its end, or nothing."""
+    shorter = ' '.join(label.split()[-2:]) if DURATION.search(label) else ''
+    return next((each for each in (label, shorter) if len(each) <= room), '')
+
+
+def figure_words(data):
+    """Return the sentences of the figure, for both forms."""
+    return {
+        'title': 'I/O models, drawn from a run',
+        'machine': f'{data["machine"]}, {data["date"]}',
+        'read': 'A client connects, is silent for 0.3 s, says hello, gets its answer, '
+                'and leaves.',
+        'read_note': 'Waits are to scale. A copy would be too short to see, so it is a block of '
+                     'fixed width with its real time in it. "in recv": the time of recv is known, '
+                     'not how much of it was the copy. "unseen": the kernel copied, and no call of '
+                     'the process waited for that.',
+        'three': 'A connects first, and asks at 0.3 s. B connects at 0.05 s, C at '
+                 '0.1 s, and both ask at once.',
+        'three_note': f'Each answer takes {SLOW_SECONDS} s: with --delay it waits, with --work it '
+                      'computes. Capital letters: somebody else is in the way. (With io_uring the '
+                      'kernel may accept earlier; the process has not seen it yet.)',
+        'clock': 'Phases come from the trace of each server, the steps of the clients from their '
+                 'own clock. The trace line that came soonest tells how the two clocks differ. '
+                 'It is exact to about 1 ms, as trace times are. All servers played at the same '
+                 'time, but with --work at most two, and those with processes alone.',
+    }
+
+
+def missing_words(lane, scene):
+    """Return why a lane was not played."""
+    return f'missing: {lane[scene]["failed"]}'
+
+
+# ---- figure: as text ----
+
+def figure_text(data):
+    """Return the figure as text in 80 columns."""
+    words, (read_time, three_time, hello) = figure_words(data), figure_scales(data)
+    lines = [words['title'], *textwrap.wrap(words['machine'], 79), '', '']
+    lines += ['One read', *textwrap.wrap(words['read'], 79), *text_legend(READ_KINDS)]
+    lines += textwrap.wrap(words['read_note'], 79)
+    scale, block = 46 / read_time, 11
+    lines += ['', *text_read_axis(scale, block, hello, read_time)]
+    for lane in data['lanes']:
+        lines += [lane['name'], *text_read(lane, scale, block)]
+    lines += ['', '', 'Three clients', *textwrap.wrap(words['three'], 79)]
+    lines += text_legend(CLIENT_KINDS)
+    lines += [*textwrap.wrap(words['three_note'], 79), '']
+    lines += text_client_axis(37 / three_time, three_time)
+    for lane in data['lanes']:
+        lines += [lane['name'], *text_clients(lane, 37 / three_time)]
+    return '\n'.join([*lines, '', *textwrap.wrap(words['clock'], 79)])
+
+
+def text_legend(kinds):
+    return [f'    {KINDS[kind][0]}  {KINDS[kind][1]}' for kind in kinds]
+
+
+def text_bars(bars, width):
+    """Return one row of bars, [(kind, x, width, label)], as text."""
+    row = [' '] * width
+    for kind, left, size, label in bars:
+        first, last = min(width, round(left)), min(width, round(left + size))
+        label = short_label(label, last - first - 2)
+        label = f' {label} ' if len(label) > 1 else ''
+        row[first:last] = label.center(last - first, '\0').replace('\0', KINDS[kind][0])
+    return ''.join(row)
+
+
+def text_read(lane, scale, block):
+    if 'failed' in lane['read']:
+        return text_missing(lane, 'read')
+    placed = place_read(read_phases(lane['read']), scale, block)
+    return [f'  {row:<9}' + text_bars([each[1:] for each in placed if each[0] == row], 68).rstrip()
+            for row in ('process', 'kernel')]
+
+
+def text_missing(lane, scene):
+    return ['  ' + line for line in textwrap.wrap(missing_words(lane, scene), 77)]
+
+
+def text_at(marks, width):
+    """Return a line with each text at its place, [(x, text)]; what has no room is left out."""
+    line = ''
+    for left, words in marks:
+        left = min(round(left), width - len(words))
+        if left > len(line) or not line:
+            line = line.ljust(left) + words
+    return line
+
+
+def text_read_axis(scale, block, hello, total):
+    pivot = hello * scale
+    ticks = axis_ticks(total, 5)
+    marks = [(at * scale, words) for at, words in ticks if at <= hello + 0.02]
+    marks += [(at * scale + 2 * block, words + ' s') for at, words in ticks if at > hello + 0.02]
+    events = [(0, 'connects'), (pivot - 11, 'says hello'), (pivot + 3, 'copy'),
+              (pivot + block + 2, 'answer'), (total * scale + 2 * block - 6, 'leaves')]
+    return ['  client   ' + text_at(events, 68), '  seconds  ' + text_at(marks, 68)]
+
+
+def text_client_axis(scale, total):
+    ticks = text_at([(at * scale, words) for at, words in axis_ticks(total, 6)], 37)
+    heads = f'--delay {SLOW_SECONDS}', f'--work {SLOW_SECONDS}'
+    return [f'   {heads[0]:<37}  {heads[1]}', f's  {ticks:<37}  {ticks}']
+
+
+def text_clients(lane, scale):
+    """Return the rows of the three clients: with --delay on the left, with --work on the right."""
+    failed = [scene for scene in ('delay', 'work') if 'failed' in lane[scene]]
+    if failed:
+        return text_missing(lane, failed[0])
+    left, right = (client_phases(lane[scene]) for scene in ('delay', 'work'))
+    rows = []
+    for name in 'ABC':
+        bars = [text_bars([(kind, start * scale, (end - start) * scale, label)
+                           for row, kind, start, end, label in phases if row == name], 37)
+                for phases in (left, right)]
+        rows.append(f'{name}  {bars[0]}  {bars[1]}'.rstrip())
+    return rows
+
+
+# ---- SVG: what the figure and the report draw with ----
+
+SVG_STYLE = '''
+.fig{--paper:#fff;--ink:#1a1a1a;--line:#767676;--grid:#d8d8d8;width:100%;height:auto;
+font-family:system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;font-size:13px}
+@media (prefers-color-scheme:dark){
+.fig{--paper:#16181c;--ink:#eaeaea;--line:#9a9a9a;--grid:#3a3d42}}
+.fig .paper{fill:var(--paper)}.fig text{fill:var(--ink)}.fig .title{font-size:20px;font-weight:600}
+.fig .head{font-size:16px;font-weight:600}.fig .name{font-size:14px;font-weight:600}
+.fig .on{fill:#111;paint-order:stroke;stroke-width:3px;stroke-linejoin:round}
+.fig line,.fig polyline{stroke:var(--line);fill:none}.fig .grid{stroke:var(--grid)}
+.fig .bar{stroke:var(--line);stroke-width:.6}
+'''
+
+
+def svg_escape(words):
+    """Return text for XML: without what XML does not allow."""
+    words = re.sub(r'[^\n -~\xa0-\ud7ff]', '?', str(words))
+    for character, name in ('&', '&amp;'), ('<', '&lt;'), ('>', '&gt;'), ('"', '&quot;'):
+        words = words.replace(character, name)
+    return words
+
+
+def svg_tag(name, content='', **attributes):
+    """Return an element; CONTENT is XML already. In names of attributes _ stands for -."""
+    words = ''.join(f' {key.rstrip("_").replace("_", "-")}="{svg_escape(svg_number(value))}"'
+                    for key, value in attributes.items() if value != '')
+    return f'<{name}{words}>{content}</{name}>' if content else f'<{name}{words}/>'
+
+
+def svg_number(value):
+    return f'{value:.1f}'.replace('.0', '') if isinstance(value, float) else value
+
+
+def svg_text(x, y, words, class_='', **more):
+    return svg_tag('text', svg_escape(words), x=x, y=y, class_=class_, **more)
+
+
+def svg_line(x1, y1, x2, y2, class_=''):
+    return svg_tag('line', x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
+
+
+def svg_polyline(points, **more):
+    return svg_tag('polyline', points=' '.join(f'{x:.1f},{y:.1f}' for x, y in points), **more)
+
+
+def svg_bar(x, y, width, height, kind, label='', tip=''):
+    """Return a bar of a kind (its colour and pattern), with the label in it if there is room."""
+    tip = svg_tag('title', svg_escape(tip)) if tip else ''
+    bar = svg_tag('rect', tip, x=x, y=y, width=width, height=height, class_='bar',
+                  fill=f'url(#io-{kind})')
+    label = short_label(label, (width - 2) / 6.6)
+    if label:
+        bar += svg_text(x + width / 2, y + height / 2 + 4.5, label, 'on', text_anchor='middle',
+                        stroke=KINDS[kind][2])
+    return bar
+
+
+def svg_patterns(kinds):
+    """Return the definitions of the fills: a colour with a pattern over it."""
+    return svg_tag('defs', ''.join(svg_tag(
+        'pattern', svg_tag('rect', width=8, height=8, fill=KINDS[kind][2])
+        + (svg_tag('path', d=KINDS[kind][3], stroke='#000', stroke_opacity='.45', fill='none')
+           if KINDS[kind][3] else ''),
+        id=f'io-{kind}', width=8, height=8, patternUnits='userSpaceOnUse') for kind in kinds))
+
+
+def svg_page(width, height, title, description, parts):
+    """Return a whole SVG document, which also may stand inside HTML."""
+    return svg_tag('svg', '\n'.join([
+        '', svg_tag('title', svg_escape(title)), svg_tag('desc', svg_escape(description)),
+        svg_tag('style', SVG_STYLE), svg_tag('rect', class_='paper', width=width, height=height),
+        *parts, '']), xmlns='http://www.w3.org/2000/svg', viewBox=f'0 0 {width} {height:.0f}',
+        width='100%', class_='fig', role='img')
+
+
+# ---- figure: as SVG ----
+
+class SvgColumn:
+    """Things under each other: `y` is where the next begins."""
+    width, margin = 560, 12
+
+    def __init__(self):
+        self.parts, self.y = [], self.margin
+
+    def write(self, words, class_='', step=18):
+        """Write text, in as many lines as it takes."""
+        letters = (self.width - 2 * self.margin) / {'title': 11.5, 'head': 9.2}.get(class_, 6.7)
+        for line in textwrap.wrap(words, int(letters)):
+            self.y += step
+            self.parts.append(svg_text(self.margin, self.y - 4, line, class_))
+
+    def row_names(self, names, step):
+        """Write the names of rows that begin here, and go on below them."""
+        for name in names:
+            self.parts.append(svg_text(self.margin, self.y + 15, name))
+            self.y += step
+
+    def legend(self, kinds):
+        """Draw what each fill means, with the letter that the bars have, if they have one."""
+        for kind in kinds:
+            letter = KINDS[kind][0]
+            self.parts.append(svg_bar(self.margin, self.y + 3, 34, 16, kind,
+                                      letter if letter.isalpha() else ''))
+            self.parts.append(svg_text(self.margin + 42, self.y + 16, KINDS[kind][1]))
+            self.y += 22
+        self.y += 4
+
+
+def figure_svg(data):
+    """Return the figure as an SVG document."""
+    words, (read_time, three_time, hello) = figure_words(data), figure_scales(data)
+    page = SvgColumn()
+    page.write(words['title'], 'title', 26)
+    page.write(words['machine'])
+    page.y += 12
+    page.write('One read', 'head', 22)
+    page.write(words['read'])
+    page.legend(READ_KINDS)
+    page.write(words['read_note'])
+    svg_reads(page, data['lanes'], read_time, hello)
+    page.y += 16
+    page.write('Three clients', 'head', 22)
+    page.write(words['three'] + ' ' + words['three_note'])
+    page.legend(CLIENT_KINDS)
+    svg_clients(page, data['lanes'], three_time)
+    page.y += 8
+    page.write(words['clock'])
+    description = ' '.join(words[each] for each in ('read', 'read_note', 'three', 'three_note'))
+    return svg_page(page.width, page.y + page.margin, words['title'], description,
+                    [svg_patterns(KINDS), *page.parts])
+
+
+def svg_axis(page, heads, ticks):
+    """Return a function that draws the lines of the axis down to where the page is then.
+
+    HEADS are [(x, words, anchor)], TICKS are [(x, words)].
+    """
+    page.y += 42
+    top, grid = page.y, len(page.parts)
+    page.parts += [svg_text(x, top - 22, words, text_anchor=anchor) for x, words, anchor in heads]
+    page.parts += [svg_text(x, top - 5, f'{words} s', text_anchor='middle') for x, words in ticks]
+
+    def draw_lines():
+        page.parts[grid:grid] = [svg_line(x, top, x, page.y, 'grid') for x, words in ticks]
+    return draw_lines
+
+
+def svg_reads(page, lanes, total, hello):
+    """Draw the reads under one axis."""
+    left, right, block = page.margin + 58, page.width - page.margin, 60
+    scale = (right - left - 2 * block) / total
+    pivot = left + hello * scale
+    draw_lines = svg_axis(
+        page, [(left, 'connects', 'start'), (pivot - 4, 'says hello', 'end'),
+               (pivot + block / 2, 'copy', 'middle'), (pivot + 1.5 * block, 'answer', 'middle'),
+               (right, 'leaves', 'end')],
+        [(left + at * scale + (2 * block if at > hello + 0.02 else 0), words)
+         for at, words in axis_ticks(total, 5)])
+    for lane in lanes:
+        page.write(lane['name'], 'name', 24)
+        if 'failed' in lane['read']:
+            page.write(missing_words(lane, 'read'))
+            continue
+        for row, kind, x, width, label in place_read(read_phases(lane['read']), scale, block):
+            y = page.y + (23 if row == 'kernel' else 0)
+            tip = f'{KINDS[kind][1]}: {label}'
+            page.parts.append(svg_bar(left + x, y, width, 21, kind, label, tip))
+        page.row_names(['process', 'kernel'], 23)
+    draw_lines()
+
+
+def svg_clients(page, lanes, total):
+    """Draw the three clients of each server: with --delay on the left, with --work on the right."""
+    first, gap = page.margin + 18, 18
+    size = (page.width - page.margin - first - gap) / 2
+    scale, panels = size / total, {'delay': first, 'work': first + size + gap}
+    draw_lines = svg_axis(
+        page, [(x, f'--{scene} {SLOW_SECONDS}', 'start') for scene, x in panels.items()],
+        [(x + at * scale, words) for x in panels.values() for at, words in axis_ticks(total, 6)])
+    for lane in lanes:
+        page.write(lane['name'], 'name', 24)
+        failed = [scene for scene in panels if 'failed' in lane[scene]]
+        if failed:
+            page.write(missing_words(lane, failed[0]))
+            continue
+        for scene, x in panels.items():
+            for name, kind, start, end, label in client_phases(lane[scene]):
+                tip = f'{name} {KINDS[kind][1]}: {start:.3f} s to {end:.3f} s'
+                page.parts.append(svg_bar(x + start * scale, page.y + 21 * 'ABC'.index(name),
+                                          (end - start) * scale, 19, kind, label.strip('.'), tip))
+        page.row_names('ABC', 21)
+    draw_lines()
+
+
+# ---- figure: the command ----
+
+def figure(args):
+    """Play the scenes, and draw them: as text, or into the file of --svg."""
+    if args.svg:
+        check_writable(args.svg)
+    for number in (getattr(signal, name, None) for name in DeferSignals.names):
+        if number and signal.getsignal(number) != signal.SIG_IGN:       # nohup ignores SIGHUP
+            signal.signal(number, interrupt)
+    try:
+        data = play_figure(show_progress)
+    except KeyboardInterrupt:
+        sys.exit('\ninterrupted: the servers that were running have been stopped')
+    if args.svg:
+        write_file(args.svg, figure_svg(data))
+        print(f'the figure is in {args.svg!a}')
+    else:
+        print(figure_text(data))
+    return 0 if any('trace' in lane['read'] for lane in data['lanes']) else 1
+
+
+def check_writable(path):
+    """Exit with the reason if PATH cannot be written to, before anything is measured."""
+    there = os.path.lexists(path)
+    write_file(path, '', 'a')
+    if not there:
+        os.remove(path)
+
+
+def write_file(path, words, mode='w'):
+    try:
+        with open(path, mode, encoding='utf-8', newline='\n') as file:
+            file.write(words)
+    except (OSError, ValueError) as error:      # ValueError: a null character in the path
+        sys.exit(f'cannot write to {path!a}: {reason(error)}')
 
 
 # ---- compare: measuring ----
@@ -1379,6 +2049,9 @@ def parse_arguments(words):
     add('--reconnect', action='store_true', help='a new connection for each request')
     add('--json', action='store_true', help='print the figures as JSON')
 
+    add = commands.add_parser('figure', help='draw the models, from a run').add_argument
+    add('--svg', metavar='FILE', help='write one picture for a browser, instead of text')
+
     add = commands.add_parser('compare', help='measure every server and every claim of the notes'
                               ).add_argument
     add('--quick', action='store_true', help='a third of the time, and rougher figures')
@@ -1410,7 +2083,8 @@ def run_command():
     """Do what the arguments say, and return the status."""
     try:
         args = parse_arguments(sys.argv[1:])
-        return {'chat': chat, 'load': load, 'compare': compare}[args.command](args)
+        commands = {'chat': chat, 'load': load, 'figure': figure, 'compare': compare}
+        return commands[args.command](args)
     finally:
         if sys.stdout:
             sys.stdout.flush()      # here, so that an error of it is seen

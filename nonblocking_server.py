@@ -339,6 +339,8 @@ def run(serve, listener, model, clean_up=lambda: None):
             thread.start()
             while thread.is_alive() and not stopping:
                 thread.join(0.5)
+            if not stopping:
+                sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         pass
     finish(clean_up)
