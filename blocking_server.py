@@ -258,7 +258,7 @@ if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_I
 START_TIME = time.perf_counter()
 current = threading.local()     # .number: the connection of this thread's last line of trace
 last_reports = {}               # when each line of `report` was last printed (time.monotonic)
-stopping = False                # a signal has asked us to stop
+stop_time = 0                   # when a signal asked us to stop (time.monotonic)
 
 
 def listen(host, port):
@@ -386,9 +386,9 @@ def run(serve, listener, model, clean_up=lambda: None):
         else:   # on Windows Ctrl-C interrupts no blocking call: the main thread must not block
             thread = threading.Thread(target=keep_serving, args=(serve, listener), daemon=True)
             thread.start()
-            while thread.is_alive() and not stopping:
+            while thread.is_alive() and not stop_time:
                 thread.join(0.5)
-            if not stopping:
+            if not stop_time:
                 sys.exit(1)     # it has failed, and said why
     except KeyboardInterrupt:
         pass
@@ -415,9 +415,9 @@ def start_timer():
 
 def on_stop_signal(signum, frame):
     """Raise KeyboardInterrupt at the first signal. Ignore later ones."""
-    global stopping
-    if not stopping:
-        stopping = True
+    global stop_time
+    if not stop_time:
+        stop_time = time.monotonic()
         start_timer()       # the full 0.5 s until on_timer raises it again
         sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
         raise KeyboardInterrupt
@@ -425,20 +425,21 @@ def on_stop_signal(signum, frame):
 
 def on_timer(signum, frame):
     """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
-    if stopping:
+    if stop_time and time.monotonic() - stop_time > 0.4:    # not the tick that came with it
         raise KeyboardInterrupt
 
 
 def finish(clean_up):
     """Clean up, print `stopped`, and exit without waiting for threads: they may be blocked."""
-    global stopping
+    global stop_time
     for number in STOP_SIGNALS:     # not SIG_IGN: Python prints an error if one is pending
         signal.signal(number, lambda *_: None)
-    stopping = False        # the timer must not interrupt the clean-up
+    stop_time = 0           # the timer must not interrupt the clean-up
     clean_up()
     try:
-        stopping = True     # but it interrupts this: nobody may read the last line
+        stop_time = 1       # but it interrupts this: nobody may read the last line
         print_line('stopped')
+        stop_time = 0
     except KeyboardInterrupt:
         pass
     os._exit(0)

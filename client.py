@@ -28,9 +28,11 @@ import random
 import re
 import select
 import selectors
+import shutil
 import signal
 import socket
 import statistics
+import struct
 import subprocess
 import sys
 import textwrap
@@ -890,7 +892,7 @@ class TracedServer(Server):
     def collect(self, stream):
         with stream:
             for line in stream:
-                now, words = time.monotonic(), line.decode('utf-8', 'replace').rstrip()
+                now, words = time.perf_counter(), line.decode('utf-8', 'replace').rstrip()
                 if TRACE_LINE.match(words):
                     self.trace.append([now, words])
                 else:
@@ -925,7 +927,7 @@ def play_groups(lanes):
 
 def play_together(scene, lanes, head_start):
     """Play a scene against the servers of LANES at the same time; on Ctrl-C stop them all."""
-    leaving, begin = threading.Event(), time.monotonic() + head_start
+    leaving, begin = threading.Event(), time.perf_counter() + head_start
     threads = [threading.Thread(target=play_lane, args=(scene, lane, begin, leaving))
                for lane in lanes]
     try:
@@ -934,12 +936,15 @@ def play_together(scene, lanes, head_start):
                 thread.start()
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.02)                # join() would keep Ctrl-C waiting on Windows
-    finally:
+            if interrupt.came:
+                raise KeyboardInterrupt     # it was lost: Python drops one in some callbacks
+    except BaseException:
         leaving.set()
         for server in list(Server.running):
             server.stop()
         for thread in threads:
             thread.join(10)
+        raise
 
 
 def play_lane(scene, lane, begin, leaving):
@@ -953,41 +958,41 @@ def play_lane(scene, lane, begin, leaving):
 
 def play_scene(script, arguments, scene, begin=0, leaving=None):
     """Play a scene against a server; return its trace lines and the clock of each client."""
-    script_of_clients, more = SCENES[scene]
-    leaving = leaving or threading.Event()
+    parts, more = SCENES[scene]
+    leaving, clients, threads = leaving or threading.Event(), [], []
     with TracedServer(script, *arguments, *more) as server:
-        begin = max(begin, time.monotonic() + 0.02)
-        clients = [{'name': each[0]} for each in script_of_clients]
-        threads = [threading.Thread(target=act, args=(server.address, begin, part, notes, leaving))
-                   for part, notes in zip(script_of_clients, clients)]
-        for thread in threads:
-            thread.start()
+        begin = max(begin, time.perf_counter())
+        for name, connects, asks, stays in parts:       # they connect in this order
+            leaving.wait(max(0, begin + connects - time.perf_counter()))
+            sock = socket.create_connection(server.address, timeout=10)
+            clients.append({'name': name, 'port': sock.getsockname()[1],
+                            'connect': time.perf_counter()})
+            threads.append(threading.Thread(
+                target=act, args=(sock, asks - connects, stays, clients[-1], leaving)))
+            threads[-1].start()
         for thread in threads:
             thread.join()
         leaving.wait(0.1)                   # for the last lines of the trace
     for client in clients:
         if 'error' in client:
-            raise RuntimeError(client['error'])
-    return {'trace': sorted(server.trace), 'clients': clients}
+            raise RuntimeError(f'client {client["name"]}: {client["error"]}')
+    return {'trace': server.trace, 'clients': clients}
 
 
-def act(address, begin, part, notes, leaving):
-    """Be one client; NOTES get the time of each of its steps."""
-    name, connects, asks, stays = part
-    leaving.wait(begin + connects - time.monotonic())
-    try:
-        with socket.create_connection(address, timeout=10) as sock:
-            notes.update(connect=time.monotonic(), port=sock.getsockname()[1])
-            leaving.wait(asks - connects)
-            notes['ask'] = time.monotonic()
+def act(sock, silence, stays, clock, leaving):
+    """Be one client that has connected; CLOCK gets the time of each of its steps."""
+    with sock:
+        try:
+            leaving.wait(silence)
+            clock['ask'] = time.perf_counter()
             sock.sendall(b'hello')
             if not sock.recv(100):
                 raise OSError('the server closed the connection')
-            notes['reply'] = time.monotonic()
+            clock['reply'] = time.perf_counter()
             leaving.wait(stays)
-            notes['leave'] = time.monotonic()
-    except OSError as error:
-        notes['error'] = f'client {name}: {reason(error)}'
+            clock['leave'] = time.perf_counter()
+        except OSError as error:
+            clock['error'] = reason(error)
 
 
 # ---- figure: from trace lines to phases (read_phases, client_phases) ----
@@ -1083,7 +1088,7 @@ def read_of(words, at, spent, waited):
     elif words.startswith('in place'):
         copied_in, process = 'unseen', 'free copy'
     phases = []
-    if waited:
+    if waited:              # if not, the data were there before
         phases = [('process', *waited), ('kernel', 'wait', *waited[1:3], 'waits for data')]
     if "b'': " not in words:
         phases += [('process', process, at, at, '' if ' ' in process else copied_in),
@@ -1181,9 +1186,9 @@ def figure_words(data):
         'read': 'A client connects, is silent for 0.3 s, says hello, gets its answer, '
                 'and leaves.',
         'read_note': 'Waits are to scale. A copy would be too short to see, so it is a block of '
-                     'fixed width with its real time in it. "in recv": the time of recv is known, '
-                     'not how much of it was the copy. "unseen": the kernel copied, and no call of '
-                     'the process waited for that.',
+                     'fixed width. Its real time stands in it. "in recv": the time of recv is '
+                     'known, not how much of it was the copy. "unseen": the kernel copied, and '
+                     'no call of the process waited for that.',
         'three': 'A connects first, and asks at 0.3 s. B connects at 0.05 s, C at '
                  '0.1 s, and both ask at once.',
         'three_note': f'Each answer takes {SLOW_SECONDS} s: with --delay it waits, with --work it '
@@ -1192,7 +1197,7 @@ def figure_words(data):
         'clock': 'Phases come from the trace of each server, the steps of the clients from their '
                  'own clock. The trace line that came soonest tells how the two clocks differ. '
                  'It is exact to about 1 ms, as trace times are. All servers played at the same '
-                 'time, but with --work at most two, and those with processes alone.',
+                 'time; with --work at most two did, and the one with processes alone.',
     }
 
 
@@ -1223,6 +1228,7 @@ def figure_text(data):
 
 
 def text_legend(kinds):
+    """Return what each character means, a line each."""
     return [f'    {KINDS[kind][0]}  {KINDS[kind][1]}' for kind in kinds]
 
 
@@ -1238,6 +1244,7 @@ def text_bars(bars, width):
 
 
 def text_read(lane, scale, block):
+    """Return the two rows of a read."""
     if 'failed' in lane['read']:
         return text_missing(lane, 'read')
     placed = place_read(read_phases(lane['read']), scale, block)
@@ -1260,6 +1267,7 @@ def text_at(marks, width):
 
 
 def text_read_axis(scale, block, hello, total):
+    """Return what the client does, and the seconds, above the reads."""
     pivot = hello * scale
     ticks = axis_ticks(total, 5)
     marks = [(at * scale, words) for at, words in ticks if at <= hello + 0.02]
@@ -1270,6 +1278,7 @@ def text_read_axis(scale, block, hello, total):
 
 
 def text_client_axis(scale, total):
+    """Return the two scenes, and the seconds, above the three clients."""
     ticks = text_at([(at * scale, words) for at, words in axis_ticks(total, 6)], 37)
     heads = f'--delay {SLOW_SECONDS}', f'--work {SLOW_SECONDS}'
     return [f'   {heads[0]:<37}  {heads[1]}', f's  {ticks:<37}  {ticks}']
@@ -1341,7 +1350,7 @@ def svg_bar(x, y, width, height, kind, label='', tip=''):
     tip = svg_tag('title', svg_escape(tip)) if tip else ''
     bar = svg_tag('rect', tip, x=x, y=y, width=width, height=height, class_='bar',
                   fill=f'url(#io-{kind})')
-    label = short_label(label, (width - 2) / 6.6)
+    label = short_label(label, (width - 2) / 7)
     if label:
         bar += svg_text(x + width / 2, y + height / 2 + 4.5, label, 'on', text_anchor='middle',
                         stroke=KINDS[kind][2])
@@ -1431,7 +1440,8 @@ def svg_axis(page, heads, ticks):
     page.y += 42
     top, grid = page.y, len(page.parts)
     page.parts += [svg_text(x, top - 22, words, text_anchor=anchor) for x, words, anchor in heads]
-    page.parts += [svg_text(x, top - 5, f'{words} s', text_anchor='middle') for x, words in ticks]
+    page.parts += [svg_text(min(x, page.width - 18), top - 5, f'{words} s', text_anchor='middle')
+                   for x, words in ticks]
 
     def draw_lines():
         page.parts[grid:grid] = [svg_line(x, top, x, page.y, 'grid') for x, words in ticks]
@@ -1469,7 +1479,8 @@ def svg_clients(page, lanes, total):
     scale, panels = size / total, {'delay': first, 'work': first + size + gap}
     draw_lines = svg_axis(
         page, [(x, f'--{scene} {SLOW_SECONDS}', 'start') for scene, x in panels.items()],
-        [(x + at * scale, words) for x in panels.values() for at, words in axis_ticks(total, 6)])
+        [(x + at * scale, words) for x in panels.values() for at, words in axis_ticks(total, 6)
+         if at * scale < size - 10])
     for lane in lanes:
         page.write(lane['name'], 'name', 24)
         failed = [scene for scene in panels if 'failed' in lane[scene]]
@@ -1489,16 +1500,15 @@ def svg_clients(page, lanes, total):
 
 def figure(args):
     """Play the scenes, and draw them: as text, or into the file of --svg."""
-    if args.svg:
+    if args.svg is not None:
         check_writable(args.svg)
-    for number in (getattr(signal, name, None) for name in DeferSignals.names):
-        if number and signal.getsignal(number) != signal.SIG_IGN:       # nohup ignores SIGHUP
-            signal.signal(number, interrupt)
+    handle_signals(interrupt)
     try:
         data = play_figure(show_progress)
     except KeyboardInterrupt:
-        sys.exit('\ninterrupted: the servers that were running have been stopped')
-    if args.svg:
+        print('\ninterrupted: the servers that ran have been stopped', file=sys.stderr)
+        return 130
+    if args.svg is not None:
         write_file(args.svg, figure_svg(data))
         print(f'the figure is in {args.svg!a}')
     else:
@@ -1522,7 +1532,7 @@ def write_file(path, words, mode='w'):
         sys.exit(f'cannot write to {path!a}: {reason(error)}')
 
 
-# ---- compare: measuring ----
+# ---- compare: measuring (measure_all, plan, measure_server, measure_curve, ...) ----
 
 VARIANTS = [        # name, script, arguments
     ('blocking serial', 'blocking_server.py', ['--mode', 'serial']),
@@ -1530,7 +1540,7 @@ VARIANTS = [        # name, script, arguments
     ('blocking process', 'blocking_server.py', ['--mode', 'process']),
     ('blocking pool of 4', 'blocking_server.py', ['--mode', 'pool', '--pool-size', '4']),
     ('nonblocking', 'nonblocking_server.py', []),
-    ('nonblocking pause 20ms', 'nonblocking_server.py', ['--pause', '0.02']),
+    ('nonblocking 20 ms', 'nonblocking_server.py', ['--pause', '0.02']),
     ('select', 'select_server.py', []),
     ('selectors select', 'selectors_server.py', ['--selector', 'select', '--suffix=']),
     ('selectors poll', 'selectors_server.py', ['--selector', 'poll', '--suffix=']),
@@ -1543,69 +1553,370 @@ VARIANTS = [        # name, script, arguments
     ('socketserver thread', 'socketserver_server.py', ['--mode', 'thread']),
     ('socketserver process', 'socketserver_server.py', ['--mode', 'process']),
 ]
-WORK_SECONDS = 0.1          # seconds: the slow answer
-HOLD_SECONDS = 0.2          # seconds: how long the first client keeps a second one waiting, if the model lets it
+CURVE = ['blocking thread', 'selectors select', 'selectors poll', 'selectors epoll',
+         'selectors kqueue', 'async asyncio', 'async io_uring']
+# the system's own selector: kqueue on macOS and BSD
+BEST_SELECTOR = 'selectors ' + ('kqueue' if hasattr(select, 'kqueue') else 'epoll')
+QUEUE_READERS = ['nonblocking', 'select', 'selectors epoll', 'async asyncio', 'async io_uring']
+POOLS = {'1': ['--mode', 'pool', '--pool-size', '1'], '4': ['--mode', 'pool', '--pool-size', '4'],
+         '16': ['--mode', 'pool', '--pool-size', '16'],
+         '64': ['--mode', 'pool', '--pool-size', '64'],
+         'none, one at a time': ['--mode', 'serial'],
+         'none, a thread each': ['--mode', 'thread']}
+POOL_DELAY = 0.01           # seconds: how long each answer of these waits
+POOL_CLIENTS = 16
+DELAY_SECONDS = 0.02        # the answer that waits
+WORK_SECONDS = 0.02         # the answer that computes
+HOLD_SECONDS = 0.2          # how long a first client keeps a second one waiting, if it can
+ANSWER_SECONDS = 5          # a server that takes longer than this for an answer has failed
+LINGER_NONE = struct.pack('hh' if os.name == 'nt' else 'ii', 1, 0)
+ROUNDS = [[], ['--delay', str(DELAY_SECONDS)], ['--work', str(WORK_SECONDS)]]
+OFFERED = 1100              # clients, more than select can watch
 
 
-def measure(script, arguments, budget, crowd):
-    """Return the figures of one server: with the shares of BUDGET seconds for each rate, and CROWD idle clients."""
-    figures = {}
-    with Server(script, *arguments) as server:
-        address = resolve(*server.address)
-        figures['second_waits_s'] = second_client_wait(server.address)
-        before = memory_bytes(server.pid)
-        figures['alone'] = rates(run_load(server, address, 1, budget / 2))
-        figures['with_100'] = rates(run_load(server, address, 100, budget))
-        measure_crowd(figures, server, crowd, budget, before, held=not {'serial', 'pool'} & set(arguments))
-    with Server(script, *arguments, '--work', str(WORK_SECONDS)) as server:
-        figures['slow_answer_delays_s'] = slow_delays(server.address)
-    return figures
+class NotMeasured(Exception):
+    """A claim needs a figure that could not be had; the text says why."""
 
 
-def measure_crowd(figures, server, crowd, budget, before, held):
-    """Add what CROWD idle clients cost, and what they cost others, if the model has them HELD at all."""
-    address = resolve(*server.address)
-    idle, errors = open_idle(address, crowd)
+class Figures:
+    """What was measured, and how it is measured: the sizes, and the servers that run for it.
+
+    groups   {'servers': {name: {figure: [values]}}, ...}: each round adds a value
+    failed   {name: why it could not be measured}
+    """
+
+    def __init__(self, quick):
+        limit = file_limit() or 10000
+        if selectors.DefaultSelector is getattr(selectors, 'SelectSelector', None):
+            limit = min(limit, 512)         # Windows: our own select holds no more
+        self.quick, self.limit = quick, limit
+        self.batch = (0.02 if quick else 0.08) * (1 if HAS_PROC else 5)     # ps is not exact
+        self.crowd = max(10, min(100 if quick else 500, limit - 250))
+        self.steps = [0, 10, 100, 500, 1000] + ([] if quick else [10000])
+        self.steps = [each for each in self.steps if each < limit - 250]
+        self.groups = {group: {} for group in
+                       ('servers', 'curve', 'pools', 'few', 'new_connections', 'kernel', 'limits')}
+        self.failed, self.kept = {}, {}
+
+    def add(self, name, key, value, group='servers'):
+        if value is not None:
+            self.groups[group].setdefault(name, {}).setdefault(key, []).append(value)
+
+    def of(self, name, key, group='servers'):
+        """Return the values of a figure."""
+        found = self.groups[group].get(name, {}).get(key)
+        if not found:
+            missing = f'{key} was not measured' if self.groups[group].get(name) else 'not measured'
+            raise NotMeasured(f'{name}: {self.failed.get(name, missing)}')
+        return found
+
+    def crowded(self, name, key):
+        """Return a rate or a cost with 100 clients: of a server that answered them all."""
+        least = min(self.of(name, 'answered_of_100'))
+        if least < 100:
+            raise NotMeasured(f'{name}: it answered only {least:.0f} of 100 clients')
+        return self.of(name, key)
+
+    def server(self, name, script, arguments):
+        """Return the running server of that name; start it if it does not run yet."""
+        if name not in self.kept:
+            self.kept[name] = start_server(script, *arguments)
+        return self.kept[name]
+
+    def stop(self, name):
+        if name in self.kept:
+            self.kept.pop(name).stop()
+
+
+def start_server(script, *arguments):
+    """Start a server, and see that it answers."""
+    if not os.path.exists(os.path.join(FOLDER, script)):
+        raise RuntimeError(f'{script} is not in the folder of client.py')
+    server = Server(script, *arguments)
     try:
-        measure_beside(figures, server, address, idle, budget, before, held)
+        settle(server)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def settle(server):
+    """Wait until the server has done what was before, and answers a new client."""
+    with socket.create_connection(server.address, ANSWER_SECONDS) as sock:
+        if not answered([sock], ANSWER_SECONDS):
+            raise RuntimeError(f'it did not answer within {ANSWER_SECONDS} s')
+
+
+def measure_all(figures, progress):
+    """Fill FIGURES, step by step; what cannot be measured goes to `failed`, with the reason."""
+    steps = plan(figures)
+    total, done, start = sum(step[0] for step in steps), 0, time.monotonic()
+    for weight, name, words, function, *arguments in steps:
+        spent = time.monotonic() - start
+        left = f', {spent / done * (total - done):.0f} s left' if spent > 2 else ''
+        progress(done, total, words + left)
+        if name not in figures.failed or name in figures.groups['servers']:
+            try:
+                function(figures, name, *arguments)
+            except (OSError, RuntimeError, SystemExit) as error:
+                figures.failed[name] = str(error) or type(error).__name__
+                figures.stop(name)
+        if interrupt.came:
+            raise KeyboardInterrupt         # it was lost: Python drops one in some callbacks
+        done += weight
+    progress(total, total, '')
+
+
+def plan(figures):
+    """Return the steps: about how long each takes, its name, words for it, what it calls."""
+    steps, variants = [], [each for each in VARIANTS if available(each)]
+    names = [name for name, script, arguments in variants]
+    for number, more in enumerate(ROUNDS, 1):
+        words = f'round {number} of {len(ROUNDS)}: '
+        for name, script, arguments in variants:
+            steps.append((2, name, words + name, measure_server, script, arguments, more))
+        steps.append((4, 'few clients', words + 'few clients', measure_few))
+        steps.append((2, 'new connections', words + 'new connections', measure_new_connections))
+        for name in (each for each in CURVE if each in names):
+            steps.append((2, name, f'{words}idle clients, {name}', measure_curve))
+        for size in POOLS:
+            steps.append((1, f'pool: {size}', words + 'pools', measure_pool, size))
+        steps.append((1, 'a pool and one client more', words + 'pools', measure_pool_limit))
+    for name in 'select', 'selectors poll':
+        if name in names:
+            steps.append((4, f'limit of {name}', f'how many {name} holds', measure_limit, name))
+    return steps
+
+
+def available(variant):
+    """Whether this platform has it; where io_uring is refused, its server says why."""
+    for kind in 'epoll', 'kqueue', 'devpoll', 'poll':
+        if variant[2][:2] == ['--selector', kind] and not hasattr(select, kind):
+            return False
+    return 'process' not in variant[2] or hasattr(os, 'fork')
+
+
+def measure_server(figures, name, script, arguments, more):
+    """One round of a server: a fresh process with the arguments MORE, then the one that is kept."""
+    fresh = start_server(script, *arguments, *more)
+    try:
+        if not {'serial', 'pool'} & set(arguments):     # these do not accept them at all
+            measure_crowd(figures, name, fresh)
+        if more:
+            measure_slow(figures, name, fresh, more[0].strip('-'), float(more[1]))
     finally:
-        for sock in idle:
-            sock.close()
-    figures['crowd'], figures['not_held'] = crowd, sum(errors.values())
+        fresh.stop()
+    server = figures.server(name, script, arguments)
+    figures.add(name, 'second_waits_s', second_client_wait(server.address))
+    measure_rates(figures, name, server, 1)
+    measure_rates(figures, name, server, 100)
+    if script == 'nonblocking_server.py':
+        figures.stop(name)          # it polls: it would take a processor from the others
 
 
-def measure_beside(figures, server, address, idle, budget, before, held):
-    """The figures while the crowd IDLE sits there."""
-    held = held and answered(idle[-1:], 5)      # if the last is answered, all before it have been accepted
-    figures['crowd_bytes'] = difference(memory_bytes(server.pid), before) if held else None
-    figures['threads'] = thread_count(server.pid)
-    figures['processes'] = len(process_tree(server.pid)) if os.name == 'posix' else None
-    used, start = cpu_seconds(server.pid), time.perf_counter()
-    time.sleep(budget / 2)
-    used = difference(cpu_seconds(server.pid), used)
-    figures['idle_cpu'] = None if used is None else used / (time.perf_counter() - start)
-    figures['alone_beside_crowd'] = rates(run_load(server, address, 1, budget / 2)) if held else None
-    figures['beside_crowd'] = rates(run_load(server, address, 100, budget)) if held else None
+def measure_crowd(figures, name, server):
+    """Add what clients cost that only sit there."""
+    before = memory_bytes(server.pid)
+    idle = open_crowd(server, figures.crowd)
+    try:
+        if len(idle) < figures.crowd:
+            raise RuntimeError(f'it held only {len(idle)} of {figures.crowd} idle clients')
+        grown = difference(memory_bytes(server.pid), before)
+        figures.add(name, 'idle_client_bytes', grown and max(0, grown / figures.crowd))
+        figures.add(name, 'threads', thread_count(server.pid))
+        if os.name == 'posix':
+            figures.add(name, 'processes', len(process_tree(server.pid)))
+        start, used = time.perf_counter(), cpu_seconds(server.pid)
+        time.sleep(2 * figures.batch)
+        used = difference(cpu_seconds(server.pid), used)
+        figures.add(name, 'idle_cpu', used and used / (time.perf_counter() - start))
+    finally:
+        drop(idle)
 
 
-def run_load(server, address, connections, seconds, reconnect=False):
-    """Load a server; return the latencies, the seconds it took, the CPU seconds of the server, and the errors."""
-    work, used = LoadGenerator(address, 64, b'', reconnect), cpu_seconds(server.pid)
-    took = work.run(connections, seconds)
-    used = difference(cpu_seconds(server.pid), used)
-    work.close()        # only now: children that end would take their figures with them
-    return {'latencies': work.latencies, 'seconds': took, 'cpu': used, 'errors': dict(work.errors)}
+def open_crowd(server, number, idle=()):
+    """Return NUMBER connections that send nothing (IDLE and new ones), if the server holds them.
+
+    It holds them if the last is answered: the others were accepted before it.
+    """
+    idle, errors, address = list(idle), {}, resolve(*server.address)
+    while len(idle) < number and not errors:        # one by one: the first error ends it
+        new, errors = open_idle(address, 1)
+        idle += new
+    if idle and not answered(idle[-1:], ANSWER_SECONDS):
+        idle.pop().close()
+    return idle
 
 
-def rates(run):
-    """Return the requests per second of a run, and the server's CPU time per request."""
-    done = len(run['latencies'])
-    return {'per_second': done / run['seconds'], 'latency_s': median(run['latencies']), 'errors': run['errors'],
-            'cpu_s': run['cpu'] / done if done and run['cpu'] is not None else None}
+def drop(idle):
+    """Close connections by a reset: so they are gone, and do not stay in TIME_WAIT."""
+    for sock in idle:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
+        sock.close()
 
 
-def median(values):
-    return statistics.median(values) if values else None
+class SteadyLoad(LoadGenerator):
+    """A load whose connections stay from batch to batch."""
+
+    def go_on(self, seconds):
+        """Load the server for so many more SECONDS; return how long it took."""
+        opened = self.connections
+        took = self.run(0, seconds)
+        self.connections = opened
+        return took
+
+    def warm_up(self, connections):
+        """Connect, and go on until all are answered, or no more of them are."""
+        self.run(connections, 0.01)
+        before, count = -1, self.count_answered()
+        while before < count < connections:
+            self.go_on(0.1)
+            before, count = count, self.count_answered()
+
+    def count_answered(self):
+        return sum(each.answered for each in self.connections)
+
+
+def measure_rates(figures, name, server, clients):
+    """Add the rate, the latency and the server's CPU per request with so many CLIENTS.
+
+    A round is a few batches. Its latency and CPU are those of the best batch: the others were
+    disturbed by what else this machine does.
+    """
+    load, rates, latencies, costs = SteadyLoad(resolve(*server.address), 64), [], [], []
+    try:
+        load.warm_up(clients)
+        for _ in range(3):
+            load.latencies.clear()
+            used = cpu_seconds(server.pid)
+            took = load.go_on(figures.batch)
+            used, count = difference(cpu_seconds(server.pid), used), len(load.latencies)
+            if count:
+                rates.append(count / took)
+                latencies.append(statistics.median(load.latencies))
+                costs += [used / count] if used else []
+        if not load.latencies and not rates:
+            raise RuntimeError('no answer: ' + (', '.join(load.errors) or 'it does not answer'))
+        figures.add(name, f'answered_of_{clients}', load.count_answered())
+    finally:
+        load.close()        # only now: children that end would take their figures with them
+    figures.add(name, f'{clients}_per_second', statistics.median(rates))
+    figures.add(name, f'{clients}_latency_s', min(latencies))
+    figures.add(name, f'{clients}_cpu_s', min(costs, default=None))
+
+
+def measure_few(figures, step):
+    """Add the latency of very few clients; the servers take turns, and the best turn counts.
+
+    Turns differ by a factor of three: it depends on whether a client and its server happen to
+    share a processor.
+    """
+    names = [name for name in ('blocking thread', 'select', BEST_SELECTOR) if name in figures.kept]
+    for clients in 1, 4:
+        latencies = {name: [] for name in names}
+        for name in 4 * names:
+            load = SteadyLoad(resolve(*figures.kept[name].address), 64)
+            load.warm_up(clients)
+            load.go_on(figures.batch)
+            load.close()
+            latencies[name] += [statistics.median(load.latencies)] if load.latencies else []
+        for name in names:
+            best = min(latencies[name], default=None)
+            figures.add(name, f'{clients}_latency_s', best, 'few')
+
+
+def measure_new_connections(figures, step):
+    """Add what a request costs that comes with a connection of its own, from 4 clients."""
+    for name in 'blocking thread', 'blocking process', 'blocking pool of 4':
+        if name not in figures.kept:
+            continue
+        server, costs = figures.kept[name], []
+        for _ in range(2):
+            load = LoadGenerator(resolve(*server.address), 64, reconnect=True)
+            used = cpu_seconds(server.pid)
+            load.run(4, 2 * figures.batch)
+            used = difference(cpu_seconds(server.pid), used)
+            costs += [used / len(load.latencies)] if used and load.latencies else []
+            load.close()
+        settle(server)
+        figures.add(name, 'cpu_s', min(costs, default=None), 'new_connections')
+
+
+def measure_curve(figures, name):
+    """Add the CPU per request of 4 busy clients beside more and more idle ones.
+
+    Four, not one: then the server always has work. With one it falls asleep after each request,
+    and to wake a processor costs more CPU than the request (or less than half of that, if client
+    and server happen to share a processor).
+    """
+    if name not in figures.kept:
+        return
+    server, idle = figures.kept[name], []
+    last = len(figures.groups['curve'].get(name, {}).get('0', ())) == len(ROUNDS) - 1
+    try:
+        for number in figures.steps:
+            if number > 1000 and not last:      # so many take long to come and go
+                break
+            idle = open_crowd(server, number, idle)
+            if len(idle) < number:
+                break
+            for _ in range(3 if number > 1000 else 1):
+                load_beside(figures, name, server, str(number))
+        if last:
+            figures.stop(name)          # now, so that nothing has to wait until all have left
+    finally:
+        drop(idle)
+    if not last:
+        settle(server)
+
+
+def load_beside(figures, name, server, key):
+    load, costs = SteadyLoad(resolve(*server.address), 64), []
+    load.warm_up(4)
+    for _ in range(2):
+        load.latencies.clear()
+        used = cpu_seconds(server.pid)
+        load.go_on(figures.batch)
+        used = difference(cpu_seconds(server.pid), used)
+        costs += [used / len(load.latencies)] if used and load.latencies else []
+    load.close()
+    figures.add(name, key, min(costs, default=None), 'curve')
+
+
+def measure_pool(figures, step, size):
+    """Add how long 16 clients wait, each with a new connection per request to a pool."""
+    server = figures.server(step, 'blocking_server.py',
+                            [*POOLS[size], '--delay', str(POOL_DELAY)])
+    load = LoadGenerator(resolve(*server.address), 64, reconnect=True)
+    load.run(POOL_CLIENTS, 0.2 if figures.quick else 0.5)
+    load.close()
+    if load.latencies:
+        figures.add(size, 'latency_s', statistics.median(load.latencies), 'pools')
+
+
+def measure_pool_limit(figures, step):
+    """Add how long client 4 and client 5 of a pool of 4 wait."""
+    if 'blocking pool of 4' in figures.kept:
+        server = figures.kept['blocking pool of 4']
+        for before in 3, 4:
+            waits = second_client_wait(server.address, before)
+            figures.add('blocking pool of 4', f'client_{before + 1}_waits_s', waits, 'limits')
+
+
+def measure_limit(figures, step, name):
+    """Add how many clients a server really holds: each of these is answered."""
+    if figures.limit < OFFERED + 250:
+        raise RuntimeError(f'it takes {OFFERED + 250} open files, and {figures.limit} are allowed')
+    figures.stop(name)
+    script, arguments = next(each[1:] for each in VARIANTS if each[0] == name)
+    with start_server(script, *arguments) as server:
+        idle, errors = open_idle(resolve(*server.address), OFFERED)
+        end = time.monotonic() + 3 * ANSWER_SECONDS
+        held = sum(time.monotonic() < end and answered([sock], 1) for sock in idle)
+        drop(idle)
+    figures.add(name, 'held', held, 'limits')
 
 
 def answered(socks, timeout):
@@ -1622,312 +1933,405 @@ def answered(socks, timeout):
 
 
 def second_client_wait(address, before=1):
-    """Return how long a client waits for its answer, if clients BEFORE it sit there for HOLD_SECONDS seconds and leave."""
+    """Return how long a client waits for its answer.
+
+    Clients BEFORE it were there first. They leave after HOLD_SECONDS.
+    """
     with contextlib.ExitStack() as others:
-        sitting = [others.enter_context(socket.create_connection(address)) for _ in range(before)]
-        answered(sitting[:1], 5)
-        second = others.enter_context(socket.create_connection(address))
+        sitting = [others.enter_context(socket.create_connection(address, ANSWER_SECONDS))
+                   for _ in range(before)]
+        if not answered(sitting[:1], ANSWER_SECONDS):
+            raise RuntimeError(f'it did not answer within {ANSWER_SECONDS} s')
+        second = others.enter_context(socket.create_connection(address, ANSWER_SECONDS))
         start = time.perf_counter()
         if not answered([second], HOLD_SECONDS):
             for other in sitting:
                 other.close()
-            second.settimeout(5)
+            second.settimeout(ANSWER_SECONDS)
             second.recv(100)
         return time.perf_counter() - start
 
 
-def slow_delays(address):
-    """Return how much longer than its own a client waits, if another's answer, as slow, was asked for just before."""
-    with socket.create_connection(address) as first, socket.create_connection(address) as second:
-        for sock in first, second:
-            sock.settimeout(10 * WORK_SECONDS)
-        first.sendall(b'x')
-        time.sleep(WORK_SECONDS / 10)
-        start = time.perf_counter()
-        second.sendall(b'x')
-        try:
-            first.recv(100)
-            first.close()           # a serial server turns to the second only now
-            second.recv(100)
-        except OSError:
-            return None
-        return max(0, time.perf_counter() - start - WORK_SECONDS)
+def measure_slow(figures, name, server, kind, seconds):
+    """Add what an answer that takes so many SECONDS to wait or compute does to other clients.
+
+    Two clients ask together, and each answer takes so long: the figure is how much later than
+    that both have theirs. It is the best of two tries: a busy machine only adds to it.
+    """
+    for _ in range(3):
+        if kind == 'work' and name in PROCESSES:
+            spare = min(ask(server.address, 1, seconds) for _ in range(2))
+            figures.add(name, 'work_beside_ours_delays_s', max(0, spare - seconds))
+        delay = min(ask(server.address, 2) for _ in range(2)) - seconds
+        figures.add(name, f'{kind}_delays_s', max(0, delay))
+    for _ in range(2 * (kind == 'work' and name in QUEUE_READERS)):
+        figures.add(name, 'receive_queue_bytes', queue_while_busy(server.address), 'kernel')
 
 
-def pool_waits():
-    """Return how long client 4 and client 5 of a pool of 4 wait."""
-    waits = []
-    for before in 3, 4:
-        with Server('blocking_server.py', '--mode', 'pool', '--pool-size', '4') as server:
-            waits.append(second_client_wait(server.address, before))
-    return waits
+def ask(address, clients, compute=0):
+    """Return how long it takes until so many CLIENTS have an answer; meanwhile COMPUTE seconds."""
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_connection(address, ANSWER_SECONDS))
+                 for _ in range(clients)]
+        start, used = time.perf_counter(), time.thread_time()
+        for sock in socks:
+            sock.sendall(b'x')
+        while time.thread_time() - used < compute:
+            pass
+        for sock in socks:
+            sock.recv(100)
+            sock.close()        # a serial server turns to the next only now
+        return time.perf_counter() - start
 
 
-def connection_per_request(budget):
-    """Return the rates of a thread server with kept connections, and with a new one for each request."""
-    with Server('blocking_server.py') as server:
-        address = resolve(*server.address)
-        return [rates(run_load(server, address, 10, budget, each)) for each in (False, True)]
+def queue_while_busy(address):
+    """Return how many bytes of a client the kernel keeps while the server computes for others.
+
+    0 means that they are in the server's memory already: the kernel has copied them meanwhile.
+    """
+    count, busy = None, HAS_PROC
+    with contextlib.ExitStack() as stack:
+        *others, last = [stack.enter_context(socket.create_connection(address, ANSWER_SECONDS))
+                         for _ in range(13)]
+        answered([last], ANSWER_SECONDS)        # so all are accepted
+        for sock in others:
+            sock.sendall(b'x')
+        select.select(others, [], [], ANSWER_SECONDS)
+        time.sleep(0.005)                       # now it has read the rest of the others
+        last.sendall(b'second')
+        while busy and count != 0:
+            time.sleep(0.003)
+            now = receive_queue(last.getpeername(), last.getsockname())
+            busy = len(select.select(others, [], [], 0)[0]) < len(others)
+            count = now if busy else count
+    return count
 
 
-def count_held(script, arguments, number):
-    """Return how many of NUMBER clients a server really holds: each of these is answered."""
-    with Server(script, *arguments) as server:
-        idle, errors = open_idle(resolve(*server.address), number)
-        held = sum(answered([sock], 2) for sock in idle)
-        for sock in idle:
-            sock.close()
-    return held
+def has_gil():
+    """Whether only one thread of this Python computes at a time."""
+    return getattr(sys, '_is_gil_enabled', lambda: True)()
 
 
-# ---- compare: what the notes claim, and what the figures say of it ----
+def machine():
+    """Return what the figures depend on, in a line."""
+    if hasattr(os, 'uname'):
+        system = '{0.sysname} {0.release} {0.machine}'.format(os.uname())
+    else:
+        system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
+    name = sys.implementation.name.replace('cpython', 'CPython')
+    gil = 'with a GIL' if has_gil() else 'without a GIL'
+    return f'{name} {sys.version.split()[0]} {gil}, {system}, {os.cpu_count()} processors'
 
-class NotMeasured(Exception):
-    """A claim needs a figure that could not be had; the text says why."""
+
+# ---- compare: the claims, and what decides each ----
+
+HOLDS, FAILS, UNSURE = 'holds here', 'does not hold here', 'cannot tell here'
+MARGIN = 1.1
 
 
-class Figures:
-    """What was measured. Asking it for what is not there raises NotMeasured."""
+def below(low, high, factor=1):
+    """Return the verdict on: LOW, so many times, is below HIGH.
 
-    def __init__(self):
-        self.rows, self.extra, self.failed = {}, {}, {}
+    Both are lists of values (or a number). Their ranges are compared, and must be a tenth apart.
+    """
+    low, high = ([each] if isinstance(each, (int, float)) else each for each in (low, high))
+    if max(low) * factor * MARGIN <= min(high):
+        return HOLDS
+    return FAILS if min(low) * factor >= max(high) * MARGIN else UNSURE
 
-    def of(self, variant, *keys):
-        found = self.rows.get(variant)
-        if found is None:
-            raise NotMeasured(f'{variant}: {self.failed.get(variant, "not on this platform")}')
-        for key in keys:
-            found = found.get(key) if found else None
-        if found is None:
-            raise NotMeasured(f'{variant}: no figure for {" ".join(keys)} on this platform')
-        return found
 
-    def extra_figure(self, key):
-        if self.extra.get(key) is None:
-            raise NotMeasured(self.failed.get(key, 'not measured'))
-        return self.extra[key]
+def every(*verdicts):
+    """Return the verdict on several things that must all be true."""
+    return next((each for each in (FAILS, UNSURE) if each in verdicts), HOLDS)
 
 
 def claim_serial(f):
     waits = f.of('blocking serial', 'second_waits_s')
-    return waits > 0.9 * HOLD_SECONDS, f'it waited {format_seconds(waits)}, while the first stayed {format_seconds(HOLD_SECONDS)}'
+    return below(0.8 * HOLD_SECONDS, waits), (
+        f'it waited {times(waits)}, while the first stayed {format_seconds(HOLD_SECONDS)}')
 
 
-def claim_threads_free(f):
-    thread, process = f.of('blocking thread', 'second_waits_s'), f.of('blocking process', 'second_waits_s')
-    return max(thread, process) < HOLD_SECONDS / 2, f'the second client waited {format_seconds(thread)} with threads, {format_seconds(process)} with processes'
+def claim_free(f):
+    waits = [f.of(name, 'second_waits_s') for name in ('blocking thread', 'blocking process')]
+    return every(*(below(each, HOLD_SECONDS / 2) for each in waits)), (
+        f'the second waited {times(waits[0])} with threads, {times(waits[1])} with processes, '
+        f'while the first stayed')
 
 
-def claim_threads_cost(f):
-    each = {name: f.of(name, 'crowd_bytes') / f.of(name, 'crowd') for name in ('blocking thread', 'blocking process', 'select')}
-    figures = ', '.join(f'{name} {format_bytes(each[name])} and {f.of(name, key)} {key}' for name, key in
-                        (('blocking thread', 'threads'), ('blocking process', 'processes'), ('select', 'threads')))
-    return each['blocking process'] > each['blocking thread'] > 2 * each['select'], 'per idle client: ' + figures
+def claim_memory(f):
+    thread, process, loop = (f.of(name, 'idle_client_bytes') for name in
+                             ('blocking thread', 'blocking process', 'select'))
+    least = [max(1024, each) for each in loop]          # less cannot be measured well
+    return every(below(least, thread, 2), below(thread, process)), (
+        f'for each idle client: a thread {sizes(thread)}, a process {sizes(process)}, '
+        f'select {sizes(loop)}')
 
 
-def claim_threads_slow(f):
-    thread, loop = f.of('blocking thread', 'with_100', 'cpu_s'), f.of('select', 'with_100', 'cpu_s')
-    return thread > loop, f'CPU per request with 100 clients: threads {format_seconds(thread)}, select {format_seconds(loop)}'
+def claim_efficiency(f):
+    loop, thread, process = (f.crowded(name, '100_cpu_s') for name in
+                             ('select', 'blocking thread', 'blocking process'))
+    return every(below(loop, thread), below(loop, process)), (
+        f'CPU of the server per request: threads {times(thread)}, processes {times(process)}, '
+        f'select {times(loop)}')
 
 
-def claim_pool(f):
-    fits, one_more = f.extra_figure('pool_waits')
-    return fits < HOLD_SECONDS / 2 and one_more > 0.9 * HOLD_SECONDS, f'with 4 threads client 4 waited {format_seconds(fits)}, client 5 {format_seconds(one_more)}'
+def claim_pool_limit(f):
+    fits, more = (f.of('blocking pool of 4', f'client_{number}_waits_s', 'limits')
+                  for number in (4, 5))
+    return every(below(fits, HOLD_SECONDS / 2), below(0.8 * HOLD_SECONDS, more)), (
+        f'with 4 threads client 4 waited {times(fits)}, client 5 {times(more)}, '
+        f'until one of the others left')
 
 
-def claim_connection_pool(f):
-    kept, new = f.extra_figure('connection_per_request')
-    figures = f'{kept["per_second"]:.0f} requests/s with kept connections, {new["per_second"]:.0f} with a new one each'
-    return kept['per_second'] > 1.2 * new['per_second'], figures
+def pools(f, *sizes_):
+    return [f.of(size, 'latency_s', 'pools') for size in sizes_]
+
+
+def claim_pool_small(f):
+    pool, none, thread = pools(f, '1', 'none, one at a time', 'none, a thread each')
+    return below(none, pool, 0.6), (
+        f'an answer took {times(pool)} with a pool of 1, {times(none)} one at a time without a '
+        f'pool, and {times(thread)} with a thread for each client')
+
+
+def claim_pool_larger(f):
+    one, four, sixteen, more = pools(f, '1', '4', '16', '64')
+    return every(below(four, one, 2), below(sixteen, four, 2)), (
+        f'an answer took {times(one)} with a pool of 1, {times(four)} of 4, '
+        f'{times(sixteen)} of 16, {times(more)} of 64')
+
+
+def claim_pool_enough(f):
+    sixteen, more = pools(f, '16', '64')
+    return below(sixteen, more, 0.7), (
+        f'an answer took {times(sixteen)} with a pool of 16, {times(more)} with one of 64')
+
+
+def new_connections(f, name):
+    return f.of(name, 'cpu_s', 'new_connections')
+
+
+def claim_reuse(f):
+    kept, new = f.crowded('blocking thread', '100_cpu_s'), new_connections(f, 'blocking thread')
+    return below(kept, new, 1.5), (
+        f'CPU of a thread server per request: {times(kept)} on connections that stay, '
+        f'{times(new)} on a new one each')
+
+
+def claim_pool_keeps(f):
+    pool, thread, process = (new_connections(f, name) for name in
+                             ('blocking pool of 4', 'blocking thread', 'blocking process'))
+    return every(below(pool, thread), below(pool, process)), (
+        f'CPU per request, each on a new connection: a pool of threads {times(pool)}, '
+        f'a new thread {times(thread)}, a new process {times(process)}')
 
 
 def claim_polling_burns(f):
     polling = f.of('nonblocking', 'idle_cpu')
-    others = max(f.of(name, 'idle_cpu') for name in f.rows if not name.startswith('nonblocking'))
-    return polling > 0.5 and others < 0.05, f'with idle clients only: polling {polling:.0%} of a processor, any other at most {others:.0%}'
+    others = [max(f.of(name, 'idle_cpu')) for name, row in f.groups['servers'].items()
+              if not name.startswith('nonblocking') and 'idle_cpu' in row]
+    return every(below(0.2, polling), below(max(others, default=0), 0.1)), (
+        f'with idle clients only: polling {shares(polling)} of a processor, '
+        f'every other server at most {max(others, default=0):.0%}')
 
 
 def claim_polling_late(f):
-    late, thread = f.of('nonblocking pause 20ms', 'alone', 'latency_s'), f.of('blocking thread', 'alone', 'latency_s')
-    idle = f.of('nonblocking pause 20ms', 'idle_cpu')
-    return late > 5 * thread, f'with a pause of 20 ms {format_seconds(late)} (and {idle:.0%} of a processor idle), a blocking thread {format_seconds(thread)}'
+    late, thread = (f.of(name, '1_latency_s') for name in ('nonblocking 20 ms', 'blocking thread'))
+    return below(thread, late, 5), (
+        f'an answer took {times(late)}, with a blocking thread {times(thread)}')
 
 
 def claim_polling_throughput(f):
-    pause, thread = f.of('nonblocking pause 20ms', 'with_100', 'per_second'), f.of('blocking thread', 'with_100', 'per_second')
-    return pause < thread / 2, f'with 100 clients and a pause of 20 ms {pause:.0f} requests/s, threads {thread:.0f}'
+    pause, thread = (f.crowded(name, '100_per_second') for name in
+                     ('nonblocking 20 ms', 'blocking thread'))
+    return below(pause, thread), (
+        f'{rates(pause)} requests a second from 100 clients, with threads {rates(thread)}')
 
 
-def claim_select_one(f):
-    thread, loop = f.of('blocking thread', 'alone', 'latency_s'), f.of('select', 'alone', 'latency_s')
-    return loop > 0.9 * thread, f'one client\'s answer takes {format_seconds(thread)} with a thread, {format_seconds(loop)} with select'
-
-
-def claim_select_many(f):
-    waits, count = f.of('select', 'second_waits_s'), f.of('select', 'threads')
-    return waits < HOLD_SECONDS / 2 and count == 1 and not f.of('select', 'not_held') , \
-        f'{f.of("select", "crowd")} clients on {count} thread; a second client waits {format_seconds(waits)}'
-
-
-def claim_growth(names, grows):
+def claim_few(clients, factor):
     def claim(f):
-        shares = {name: f.of(name, 'alone_beside_crowd', 'cpu_s') / f.of(name, 'alone', 'cpu_s') for name in names}
-        figures = ', '.join(f'{name} x{share:.2f}' for name, share in shares.items())
-        crowd = f.of(names[0], 'crowd')
-        return all(share > 1.5 if grows else share < 1.5 for share in shares.values()), \
-            f'CPU per request of one client with {crowd} idle ones beside it, against alone: {figures}'
+        names = 'blocking thread', 'select', BEST_SELECTOR
+        thread, *loops = [f.of(name, f'{clients}_latency_s', 'few') for name in names]
+        return every(*(below(thread, loop, factor) for loop in loops)), (
+            'median time of an answer: ' + ', '.join(
+                f'{name} {times(each)}' for name, each in zip(names, [thread, *loops])))
+    return claim
+
+
+def claim_many_on_one(f):
+    waits, count, cpu = (f.of('select', key) for key in ('second_waits_s', 'threads', 'idle_cpu'))
+    return every(below(waits, HOLD_SECONDS / 2), HOLDS if max(count) == 1 else FAILS,
+                 below(cpu, 0.1)), (
+        f'select held {f.crowd} idle clients with {max(count)} thread and {shares(cpu)} of a '
+        f'processor; a second client waited {times(waits)}')
+
+
+def growth(f, name):
+    """Return the costs beside no and beside most idle clients, up to 1000, and words for them."""
+    beside = str(max(each for each in f.steps if each <= 1000))
+    none, most = f.of(name, '0', 'curve'), f.of(name, beside, 'curve')
+    times_ = statistics.median(most) / statistics.median(none)
+    return none, most, f'{name} {times(none)} beside none, {times(most)} beside {beside} ' \
+                       f'(x {times_:.1f})'
+
+
+def claim_grows(f):
+    *select_, first = growth(f, 'selectors select')
+    *poll, second = growth(f, 'selectors poll')
+    return every(below(*select_, 2), below(*poll, 2)), f'CPU per request: {first}; {second}'
+
+
+def claim_flat(*names):
+    def claim(f):
+        verdicts, words = [], []
+        for name in names:
+            none, most, line = growth(f, name)
+            verdicts.append(below(most, none, 0.5))
+            words.append(line)
+        return every(*verdicts), 'CPU per request: ' + '; '.join(words)
     return claim
 
 
 def claim_limit(f):
-    held, others = f.extra_figure('select_holds'), f.extra_figure('poll_holds')
-    return held <= 1024 < others, f'of {f.extra_figure("offered")} clients select held {held}, poll {others}'
+    held, others = (f.of(name, 'held', 'limits') for name in ('select', 'selectors poll'))
+    return HOLDS if max(held) <= 1024 < min(others) else FAILS, (
+        f'of {OFFERED} clients select held {held[0]}, poll {others[0]}')
 
 
-def claim_slow(f):
-    loops = {name: f.of(name, 'slow_answer_delays_s') for name in f.rows if name.startswith(('select', 'nonblocking', 'async'))}
-    thread = f.of('blocking thread', 'slow_answer_delays_s')
-    figures = f'an answer of {format_seconds(WORK_SECONDS)} holds the next up by {format_seconds(min(loops.values()))} to {format_seconds(max(loops.values()))} in the ' \
-              f'loops (async too), by {format_seconds(thread)} with threads'
-    return min(loops.values()) > 0.7 * WORK_SECONDS and thread < 0.3 * WORK_SECONDS, figures
+def delays(f, key, *words):
+    """Return the delays of all servers whose name begins with one of WORDS, the best first."""
+    names = [name for name, row in f.groups['servers'].items() if name.startswith(words)]
+    if not names:
+        raise NotMeasured('none of these servers was measured')
+    return sorted((f.of(name, key) for name in names), key=statistics.median)
 
 
-def claim_async(f):
-    waits, idle = f.of('async io_uring', 'second_waits_s'), f.of('async io_uring', 'idle_cpu')
-    slow = f.of('async io_uring', 'slow_answer_delays_s')
-    return waits < HOLD_SECONDS / 2 and idle < 0.05, f'io_uring: a second client waits {format_seconds(waits)}, idle {idle:.0%}, ' \
-        f'{f.of("async io_uring", "threads")} thread; computing still blocks ({format_seconds(slow)})'
+LOOPS = 'nonblocking', 'select', 'async'
+THREADS = 'blocking thread', 'socketserver thread'
+PROCESSES = 'blocking process', 'socketserver process'
+
+
+def claim_waiting(f):
+    loops, threads = (delays(f, 'delay_delays_s', *each) for each in (LOOPS, THREADS))
+    return every(below(0.6 * DELAY_SECONDS, loops[0]), below(threads[-1], 0.4 * DELAY_SECONDS)), (
+        f'an answer that waits {format_seconds(DELAY_SECONDS)} delays another client by '
+        f'{times(loops[0])} or more in every loop, by {times(threads[-1])} or less with threads')
+
+
+def claim_computing_loops(f):
+    loops = delays(f, 'work_delays_s', *LOOPS)
+    return below(0.6 * WORK_SECONDS, loops[0]), (
+        f'an answer that computes {format_seconds(WORK_SECONDS)} delays another, which computes '
+        f'as long, by {times(loops[0])} or more in every loop')
+
+
+def claim_computing_threads(f):
+    threads = delays(f, 'work_delays_s', *THREADS)
+    figures = (f'an answer that computes {format_seconds(WORK_SECONDS)} delays another by '
+               f'{times(threads[0])}; this Python is {"with" if has_gil() else "without"} a GIL')
+    if has_gil():
+        return below(0.6 * WORK_SECONDS, threads[0]), figures
+    return below(threads[-1], 0.4 * WORK_SECONDS), figures
+
+
+def claim_computing_processes(f):
+    if (os.cpu_count() or 1) < 2:
+        raise NotMeasured('this machine has one processor')
+    processes = delays(f, 'work_delays_s', *PROCESSES)
+    spare = delays(f, 'work_beside_ours_delays_s', *PROCESSES)[-1]
+    verdict = below(processes[-1], 0.5 * WORK_SECONDS)
+    if verdict == FAILS and below(spare, 0.2 * WORK_SECONDS) != HOLDS:
+        verdict = UNSURE        # other programs took the second processor
+    return verdict, (
+        f'an answer that computes {format_seconds(WORK_SECONDS)} delays another by '
+        f'{times(processes[-1])} or less (for comparison, one alone while this client computes: '
+        f'{times(spare)})')
+
+
+def claim_kernel_copies(f):
+    if not HAS_PROC:
+        raise NotMeasured('what the kernel still keeps can be read on Linux only')
+    queues = {name: f.of(name, 'receive_queue_bytes', 'kernel') for name in QUEUE_READERS}
+    ring = queues.pop('async io_uring')
+    words = ', '.join(f'{name} {max(each)}' for name, each in queues.items())
+    return HOLDS if max(ring) == 0 < min(map(min, queues.values())) else FAILS, (
+        'another client sends 6 bytes while the server computes: so many of them stay with the '
+        f'kernel: async io_uring {max(ring)}, {words}')
 
 
 def claim_completion(f):
-    ring, loop = f.of('async io_uring', 'with_100', 'cpu_s'), f.of('async asyncio', 'with_100', 'cpu_s')
-    bare = f.of('selectors epoll', 'with_100', 'cpu_s')
-    return ring < loop, f'CPU per request with 100 clients: io_uring {format_seconds(ring)}, asyncio {format_seconds(loop)} (much of it ' \
-                        f'asyncio itself: bare selectors, which are readiness too, {format_seconds(bare)})'
+    ring, loop, bare = (f.crowded(name, '100_cpu_s') for name in
+                        ('async io_uring', 'async asyncio', BEST_SELECTOR))
+    return below(ring, loop), (
+        f'CPU per request with 100 clients: io_uring {times(ring)}, asyncio {times(loop)} (much '
+        f'of it is asyncio itself: {BEST_SELECTOR}, which is readiness too, {times(bare)})')
 
 
-CLAIMS = [      # section of the notes, claim, what decides it
-    ('1', 'A second client of a blocking server waits until the first has left', claim_serial),
-    ('1', 'With a thread or a process each, clients do not block each other', claim_threads_free),
-    ('1', 'But threads, and more so processes, cost memory for each client', claim_threads_cost),
-    ('1', 'And with many clients they answer less efficiently than one loop', claim_threads_slow),
-    ('1', 'A pool has its limit: client N+1 waits', claim_pool),
-    ('1', 'Reusing connections (a connection pool) saves the cost of making them', claim_connection_pool),
-    ('2', 'Polling drives the use of CPU up, even when nobody speaks', claim_polling_burns),
-    ('2', 'Polling now and then answers late', claim_polling_late),
-    ('2', 'Polling now and then lowers the throughput', claim_polling_throughput),
-    ('3', 'For one client select is no faster than a blocking thread', claim_select_one),
-    ('3', 'But it serves many clients with one thread', claim_select_many),
-    ('3', 'The cost of select and poll grows with what they watch',
-     claim_growth(['selectors select', 'selectors poll'], True)),
-    ('3', 'That of epoll does not', claim_growth(['selectors epoll'], False)),
-    ('3', 'select watches at most 1024 connections, poll is not limited so', claim_limit),
-    ('3', 'A slow answer is a disaster for a loop that also waits for events', claim_slow),
-    ('4', 'Asynchronous I/O leaves the process blocked nowhere', claim_async),
-    ('5', 'Completion (io_uring) costs less than readiness (asyncio on epoll)', claim_completion),
+CLAIMS = [      # section of the notes, whose claim it is, the claim, what decides it
+    ('1', 'notes', 'A second client of a serial blocking server waits until the first has left',
+     claim_serial),
+    ('1', 'notes', 'With a thread or a process for each client, no client blocks another',
+     claim_free),
+    ('1', 'notes', 'Each thread takes memory, and each process takes more', claim_memory),
+    ('1', 'notes', 'With 100 clients, threads and processes need more CPU per request than select',
+     claim_efficiency),
+    ('1', 'notes', 'A pool has a limit: with N threads, client N+1 waits', claim_pool_limit),
+    ('1', 'notes', 'A pool far too small for its clients answers no sooner than no pool',
+     claim_pool_small),
+    ('1', 'notes', 'A larger pool, of 4 or of 16 threads, answers 16 clients sooner',
+     claim_pool_larger),
+    ('1', 'ours', 'A pool of 64 threads answers 16 clients no sooner than one of 16',
+     claim_pool_enough),
+    ('1', 'notes', 'A pool that keeps its threads saves the CPU of making one for each request',
+     claim_pool_keeps),
+    ('1', 'notes', 'Connections that stay (a connection pool) save the CPU of making new ones',
+     claim_reuse),
+    ('2', 'notes', 'Polling takes much CPU even when no client sends', claim_polling_burns),
+    ('2', 'notes', 'Polling with pauses of 20 ms answers late', claim_polling_late),
+    ('2', 'notes', 'Polling with pauses of 20 ms answers fewer requests a second than threads',
+     claim_polling_throughput),
+    ('3', 'notes', 'One client gets its answer no later from a thread than from select or epoll',
+     claim_few(1, 0.7)),
+    ('3', 'notes', 'With 4 clients, a thread each is not much later (less than twice the time)',
+     claim_few(4, 0.5)),
+    ('3', 'notes', 'select serves many clients with one thread and little CPU', claim_many_on_one),
+    ('3', 'notes', 'select and poll take more CPU per request, the more connections they watch',
+     claim_grows),
+    ('3', 'notes', f'{BEST_SELECTOR.split()[1]} does not take more CPU per request, however many '
+     'it watches', claim_flat(BEST_SELECTOR)),
+    ('3', 'ours', 'io_uring, asyncio and a thread each do not either',
+     claim_flat('async io_uring', 'async asyncio', 'blocking thread')),
+    ('3', 'notes', 'select watches at most 1024 connections, poll has no such limit', claim_limit),
+    ('3', 'ours', 'An answer that waits holds up every client of a loop, and nobody with threads',
+     claim_waiting),
+    ('3', 'notes', 'An answer that computes holds up every client of a loop',
+     claim_computing_loops),
+    ('3', 'ours', 'An answer that computes holds up the clients of other threads too'
+     if has_gil() else 'An answer that computes holds up nobody with threads',
+     claim_computing_threads),
+    ('3', 'ours', 'An answer that computes holds up nobody with processes',
+     claim_computing_processes),
+    ('4', 'notes', 'With io_uring the kernel copies while the process computes, with no other '
+     'model', claim_kernel_copies),
+    ('5', 'ours', 'Completion (io_uring) takes less CPU per request than asyncio on readiness',
+     claim_completion),
 ]
 
 
 def judge(figures):
     """Return each claim with its verdict, decided by the figures alone."""
     judged = []
-    for section, claim, decide in CLAIMS:
+    for section, whose, claim, decide in CLAIMS:
         try:
-            holds, bearing = decide(figures)
-            verdict = 'holds here' if holds else 'does not hold here'
+            verdict, bearing = decide(figures)
         except NotMeasured as why:
             verdict, bearing = 'could not be measured', str(why)
-        except (ValueError, ZeroDivisionError):
-            verdict, bearing = 'could not be measured', 'too few servers or clients could be measured'
-        judged.append({'section': section, 'claim': claim, 'verdict': verdict, 'figures': bearing})
+        judged.append({'section': section, 'claim': claim, 'whose': whose, 'verdict': verdict,
+                       'figures': bearing})
     return judged
 
 
-# ---- compare: the course of it, and what it prints ----
-
-def compare(args):
-    """Measure every server of the folder, print the table and judge the claims."""
-    for number in signal.SIGINT, signal.SIGTERM:
-        signal.signal(number, interrupt)
-    figures = Figures()
-    try:
-        measure_all(figures, 0.1 if args.quick else 1, args.quick)
-    except KeyboardInterrupt:
-        sys.exit('\ninterrupted: the server that was running has been stopped')
-    finally:
-        for server in list(Server.running):
-            server.stop()
-    judged = judge(figures)
-    if args.json:
-        print(json.dumps({'machine': machine(), 'servers': figures.rows, 'more': figures.extra,
-                          'failed': figures.failed, 'claims': judged}, indent=1))
-    else:
-        print(report_table(figures), report_claims(judged), sep='\n\n')
-    return 0 if figures.rows else 1
-
-
-def interrupt(number, frame):
-    """The first Ctrl-C or SIGTERM ends the comparison; the next must not disturb the cleaning up."""
-    for each in signal.SIGINT, signal.SIGTERM:
-        signal.signal(each, lambda *_: None)
-    raise KeyboardInterrupt
-
-
-def measure_all(figures, budget, quick):
-    """Fill FIGURES; what cannot be measured goes to `failed`, with the reason."""
-    limit = file_limit() or 10000
-    if hasattr(selectors, 'SelectSelector') and selectors.DefaultSelector is selectors.SelectSelector:
-        limit = min(limit, 512)             # Windows: our own select holds no more
-    crowd = max(0, min(200 if quick else 500, limit - 150))
-    variants = [each for each in VARIANTS if available(each)]
-    steps = len(variants) + 3
-    for step, (variant, script, arguments) in enumerate(variants):
-        show_progress(step, steps, variant)
-        try_measure(figures, figures.rows, variant, lambda: measure(script, arguments, budget, crowd))
-    show_progress(steps - 3, steps, 'a pool and one client more')
-    try_measure(figures, figures.extra, 'pool_waits', pool_waits)
-    show_progress(steps - 2, steps, 'a new connection per request')
-    try_measure(figures, figures.extra, 'connection_per_request', lambda: connection_per_request(budget / 2))
-    show_progress(steps - 1, steps, 'how many clients select holds')
-    if limit < 1200:
-        for key in 'select_holds', 'poll_holds':
-            figures.failed[key] = f'it takes 1200 open files, and {limit} are allowed here (ulimit -Hn)'
-    else:
-        figures.extra['offered'] = 1100
-        try_measure(figures, figures.extra, 'select_holds', lambda: count_held('select_server.py', [], 1100))
-        try_measure(figures, figures.extra, 'poll_holds', lambda: count_held('selectors_server.py', ['--selector', 'poll'], 1100))
-    show_progress(steps, steps, '')
-
-
-def available(variant):
-    """Whether this platform has what a variant is about; where io_uring is refused, its server says why."""
-    for word, owner in ('epoll', select), ('kqueue', select), ('devpoll', select), ('poll', select):
-        if variant[2][:1] == ['--selector'] and variant[2][1] == word and not hasattr(owner, word):
-            return False
-    return 'process' not in variant[2] or hasattr(os, 'fork')
-
-
-def try_measure(figures, where, key, measurement):
-    try:
-        where[key] = measurement()
-    except (OSError, RuntimeError, SystemExit) as error:
-        figures.failed[key] = str(error) or type(error).__name__
-
-
-def show_progress(step, steps, what):
-    if sys.stderr and sys.stderr.isatty():
-        bar = '#' * (30 * step // steps)
-        print(f'\r[{bar:<30}] {what:<40}', end='\r' if step < steps else '\n', file=sys.stderr, flush=True)
-
-
-def machine():
-    if hasattr(os, 'uname'):
-        system = '{0.sysname} {0.release} {0.machine}'.format(os.uname())
-    else:
-        system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
-    name = sys.implementation.name.replace('cpython', 'CPython')
-    return f'{name} {sys.version.split()[0]}, {system}, {os.cpu_count()} processors'
-
+# ---- compare: figures in words, the table, bars, the command ----
 
 def format_seconds(seconds):
     """Return a length of time in words, in the unit that fits it."""
@@ -1939,53 +2343,486 @@ def format_seconds(seconds):
 
 
 def format_bytes(count):
-    return '-' if count is None else f'{count / 1024:.1f} KiB' if count < 1 << 20 else f'{count / (1 << 20):.1f} MiB'
+    if count is None:
+        return '-'
+    if count < 1024:
+        return '< 1 KiB'
+    return f'{count / 1024:.1f} KiB' if count < 1 << 20 else f'{count / (1 << 20):.1f} MiB'
 
 
-def report_table(figures):
-    """Return the table of all servers, and bars for the two columns where they show more."""
-    rows = [['', 'threads', 'memory for', 'CPU', 'one', '100 clients', '', 'with crowd', '', '2nd client', 'slow answer'],
-            ['', '+procs', 'the crowd', 'idle', 'client', 'req/s', 'CPU/req', 'req/s', 'CPU/req', 'waits', 'delays']]
-    for variant, row in figures.rows.items():
-        crowd = row['beside_crowd'] or {}
-        rows.append([variant, f'{row["threads"] or "-"}+{row["processes"] or "-"}', format_bytes(row['crowd_bytes']),
-                     '-' if row['idle_cpu'] is None else f'{row["idle_cpu"]:.0%}', format_seconds(row['alone']['latency_s']),
-                     f'{row["with_100"]["per_second"]:.0f}', format_seconds(row['with_100']['cpu_s']),
-                     f'{crowd["per_second"]:.0f}' if crowd else 'none', format_seconds(crowd.get('cpu_s')),
-                     format_seconds(row['second_waits_s']), format_seconds(row['slow_answer_delays_s'])])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = [machine(), '']
-    for row in rows:
-        lines.append('  '.join(f'{cell:<{width}}' if not column else f'{cell:>{width}}'
-                               for column, (cell, width) in enumerate(zip(row, widths))).rstrip())
-    crowd = max((row['crowd'] for row in figures.rows.values()), default=0)
-    lines += ['', f'The crowd: {crowd} clients that only sit there. Memory: what the server takes more for them.']
-    lines += bars('server CPU per request, 100 clients', {name: row['with_100']['cpu_s'] for name, row in figures.rows.items()}, format_seconds)
-    lines += bars('memory per idle client', {name: (row['crowd_bytes'] or 0) / row['crowd'] if row['crowd'] else None
-                                             for name, row in figures.rows.items()}, format_bytes)
-    lines += [f'not measured: {name}: {why}' for name, why in figures.failed.items()]
+def format_range(values, form):
+    """Return the median of VALUES and their range, in words."""
+    middle, low, high = (form(f(values)) for f in (statistics.median, min, max))
+    return middle if low == high else f'{middle} ({low} to {high})'
+
+
+def times(values):
+    return format_range(values, format_seconds)
+
+
+def sizes(values):
+    return format_range(values, format_bytes)
+
+
+def shares(values):
+    return format_range(values, '{:.0%}'.format)
+
+
+def rates(values):
+    return format_range(values, '{:.0f}'.format)
+
+
+COLUMNS = [     # key, what it is divided by, head, what it means
+    ('threads', 1, ('thr', ''), 'thr: threads of the server, in all its processes, with the idle clients'),
+    ('idle_client_bytes', 1024, ('KiB', 'idle'),
+     'KiB idle: memory of the server for each idle client; "<1" is too little to measure'),
+    ('idle_cpu', 0.01, ('CPU%', 'idle'),
+     'CPU% idle: CPU of the server while all are idle, in % of a processor'),
+    ('1_latency_s', 1e-6, ('us', '1 cl.'), 'us 1 cl.: time of an answer, with one client'),
+    ('answered_of_100', 1, ('of', '100'),
+     'of 100: so many of 100 clients that ask all the time were answered at all'),
+    ('100_per_second', 1, ('req/s', '100'), 'req/s 100: requests a second of these 100 clients'),
+    ('100_cpu_s', 1e-6, ('us', '100'), 'us 100: CPU of the server per request of these'),
+    ('1000', 1e-6, ('us', '+1000'),
+     'us +1000: CPU per request of 4 clients beside 1000 idle ones (see the curve)'),
+    ('second_waits_s', 1e-3, ('ms', '2nd'),
+     f'ms 2nd: so long a second client waits, if the first stays {HOLD_SECONDS * 1e3:.0f} ms'),
+    ('delay_delays_s', 1e-3, ('ms', 'wait'),
+     f'ms wait: an answer that waits {DELAY_SECONDS * 1e3:.0f} ms delays another client by this'),
+    ('work_delays_s', 1e-3, ('ms', 'work'),
+     f'ms work: an answer that computes {WORK_SECONDS * 1e3:.0f} ms delays one that computes too'),
+]
+
+
+def compact(value):
+    """Return a number in at most four characters."""
+    if value >= 1000:
+        return f'{value / 1000:.2g}k' if value < 9950 else f'{value / 1000:.0f}k'
+    return f'{value:.0f}' if value >= 9.95 or value == int(value) else f'{value:.1f}'
+
+
+def cell(values, scale, key=''):
+    """Return the median and the range of VALUES, as two texts."""
+    if not values:
+        return '-', ''
+    floor = '<1' if key == 'idle_client_bytes' else ''
+    middle, low, high = (floor if floor and f(values) < scale else compact(f(values) / scale)
+                         for f in (statistics.median, min, max))
+    if low[-1] == high[-1] == 'k':
+        low = low[:-1] if low != high else low
+    return middle, '' if low == high else f'{low}-{high}'
+
+
+def table_rows(figures):
+    """Return the head and, for each server, its name and a cell (median, range) a column."""
+    rows = [('', [column[2] for column in COLUMNS])]
+    for name, row in figures.groups['servers'].items():
+        row = {**row, '1000': figures.groups['curve'].get(name, {}).get('1000')}
+        cells = [cell(row.get(key), scale, key) for key, scale, *_ in COLUMNS]
+        rows.append((name, cells))
+    return rows
+
+
+def curve_rows(figures):
+    rows = [('idle clients:', [(str(number), '') for number in figures.steps])]
+    for name, row in figures.groups['curve'].items():
+        rows.append((name, [cell(row.get(str(number)), 1e-6) for number in figures.steps]))
+    return rows
+
+
+def format_table(rows, columns):
+    """Return rows as text: a line with the medians, and one with the ranges."""
+    names = max(len(name) for name, cells in rows)
+    widths = [max(len(words) for name, cells in rows for words in cells[column])
+              for column in columns]
+    lines = []
+    for name, cells in rows:
+        for label, part in (name, 0), ('', 1):
+            words = [cells[column][part].rjust(width) for column, width in zip(columns, widths)]
+            lines.append(f'{label:<{names}} {" ".join(words)}'.rstrip())
+    return [line for line in lines if line]
+
+
+def split_table(rows, width):
+    """Return rows as text, as one table or as two if one is wider than WIDTH."""
+    columns = range(len(rows[0][1]))
+    lines, half = format_table(rows, columns), len(columns) // 2
+    if max(map(len, lines)) <= width:
+        return lines
+    return format_table(rows, columns[:half]) + [''] + format_table(rows, columns[half:])
+
+
+def report_table(figures, width):
+    """Return the table of all servers, the curve, and bars, as text."""
+    lines = textwrap.wrap(machine(), width) + ['']
+    lines += split_table(table_rows(figures), width) + ['']
+    for *_, words in COLUMNS:
+        lines += textwrap.wrap(words, width, subsequent_indent='    ')
+    lines += textwrap.wrap(f'Under each median is the range of {len(ROUNDS)} rounds. There were '
+                           f'{figures.crowd} idle clients, and messages of 64 bytes.', width)
+    if figures.groups['curve']:
+        lines += ['', 'CPU of the server per request of 4 busy clients, in us, beside idle ones:']
+        lines += split_table(curve_rows(figures), width)
+    lines += bars('CPU of the server per request, 100 clients (servers that answered them all)',
+                  bar_values(figures, '100_cpu_s'), format_seconds)
+    lines += bars('memory of the server for each idle client',
+                  bar_values(figures, 'idle_client_bytes'), format_bytes)
+    lines += [''] * bool(figures.failed)
+    for name, why in figures.failed.items():
+        lines += textwrap.wrap(f'not measured: {name}: {why}', width, subsequent_indent='    ')
     return '\n'.join(lines)
 
 
-def bars(title, values, unit):
-    """Return a bar for each of VALUES; one that is ten times the median is cut, and ends in `>`."""
-    values = {name: value for name, value in values.items() if value}
-    if not values:
+def bar_values(figures, key):
+    """Return the values of each server that has them, and that answered all clients."""
+    rows = figures.groups['servers'].items()
+    return {name: row[key] for name, row in rows if key in row
+            and (not key.startswith('100') or min(row['answered_of_100']) == 100)}
+
+
+def bars(title, values, form):
+    """Return a bar for each median; one that is far longer than most is cut, and ends in `>`."""
+    medians = {name: statistics.median(each) for name, each in values.items()}
+    if not medians:
         return []
-    full = min(max(values.values()), 5 * median(list(values.values())))
+    full = min(max(medians.values()), 5 * statistics.median(medians.values())) or 1
     lines = ['', title]
-    for name, value in values.items():
-        bar = '#' * max(1, round(40 * min(value, full) / full)) + ('>' if value > full else '')
-        lines.append(f'  {name:<23} {bar:<41} {unit(value)}')
+    for name, value in medians.items():
+        bar = '#' * max(1, round(30 * min(value, full) / full)) + ('>' if value > full else '')
+        lines.append(f'  {name:<21} {bar:<31} {form(value)}')
     return lines
 
 
-def report_claims(judged):
+def report_claims(judged, width):
     """Return the list of claims, each with its verdict and the figures that bear on it."""
-    lines = ['What the notes claim, and what was measured here:']
+    lines = ['What the notes claim (and what we do: ours), and what was measured here:']
     for each in judged:
-        lines += ['', f'[{each["verdict"]}] {each["claim"]} (section {each["section"]})', f'    {each["figures"]}']
+        lines += ['', *textwrap.wrap(f'[{each["verdict"]}] {each["claim"]} '
+                                     f'({each["whose"]}, section {each["section"]})', width)]
+        lines += textwrap.wrap(each['figures'], width, initial_indent='    ',
+                               subsequent_indent='    ')
     return '\n'.join(lines)
+
+
+def report(figures, judged, partial):
+    """Return everything as a dict for --json.
+
+    machine       what the figures depend on: Python, GIL, system, processors
+    date          when they were measured
+    quick         whether with --quick
+    partial       whether it was interrupted: then figures are missing
+    rounds        how many rounds there are
+    servers       {server: {figure: [a value for each round]}}; the end of a name is the unit:
+                  _s seconds, _bytes, _per_second; idle_cpu is a share of a processor;
+                  1_... and 100_... are with so many clients; answered_of_100 says how many of
+                  them were answered at all; X_delays_s: what an answer that is slow by --X
+                  (delay, work) delays another client by
+    curve         {server: {idle clients: [CPU seconds per request of 4 busy clients]}}
+    pools         {threads: {latency_s: [...]}}: 16 clients, answers that wait 10 ms
+    few           {server: {1_latency_s: ...}}: 1, 2 and 4 clients
+    new_connections   {server: {cpu_s: [...]}}: a new connection for each request
+    kernel        {server: {receive_queue_bytes: [...]}}: Recv-Q while the server computes
+    limits        {server: {held: [...]}}, {client_5_waits_s: [...]}: what select and a pool hold
+    claims        [{section, claim, whose, verdict, figures}]
+    not_measured  {server or step: why}
+    """
+    return {'machine': machine(), 'date': time.strftime('%Y-%m-%d %H:%M'), 'quick': figures.quick,
+            'partial': partial, 'rounds': len(ROUNDS), **figures.groups, 'claims': judged,
+            'not_measured': figures.failed}
+
+
+def show_progress(step, steps, what):
+    if sys.stderr.isatty():
+        bar = '#' * (20 * step // steps)
+        print(f'\r[{bar:<20}] {what[:56]:<56}', end='\r' if step < steps else '\n',
+              file=sys.stderr, flush=True)
+
+
+def interrupt(number, frame):
+    """The first signal ends the comparison; the next must not disturb the cleaning up."""
+    if not interrupt.came:
+        interrupt.came = True
+        raise KeyboardInterrupt
+
+
+interrupt.came = False
+
+
+def handle_signals(handler):
+    """Let HANDLER have the signals that end us; one that is ignored stays so (nohup)."""
+    for number in (getattr(signal, name, None) for name in DeferSignals.names):
+        if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            signal.signal(number, handler)
+
+
+def compare(args):
+    """Measure every server of the folder, print the table and judge the claims."""
+    if not any(os.path.exists(os.path.join(FOLDER, script)) for name, script, more in VARIANTS):
+        sys.exit('compare starts the *_server.py scripts in the folder of client.py, '
+                 'and there are none')
+    if args.html:
+        check_writable(args.html)
+    handle_signals(interrupt)
+    figures, drawn, partial = Figures(args.quick), None, False
+    try:
+        measure_all(figures, show_progress)
+        if args.html:
+            drawn = play_figure(show_progress)
+    except KeyboardInterrupt:
+        partial = True
+    finally:
+        interrupt.came = True       # from here on a signal must not disturb us
+        for server in list(Server.running):
+            server.stop()
+    found = report(figures, judge(figures), partial)
+    if args.html:
+        write_file(args.html, report_html(figures, found, drawn))
+    print_report(args, figures, found)
+    return 130 if partial else 0 if figures.groups['servers'] else 1
+
+
+def print_report(args, figures, found):
+    """Print everything as JSON or as text, in as many columns as the terminal has, at most 100."""
+    if args.json:
+        print(json.dumps(found, indent=1))
+        return
+    width = max(60, min(100, shutil.get_terminal_size((100, 0)).columns))
+    partial = 'PARTIAL: it was interrupted, and what follows is what it had so far.'
+    if found['partial']:
+        print(f'{partial}\n')
+    print(report_table(figures, width), report_claims(found['claims'], width), sep='\n\n')
+    if found['partial']:
+        print(f'\n{partial}')
+    if args.html:
+        print(f'\nthe report is in {args.html!a}')
+
+
+# ---- compare: the report as one page (report_html, draw_bars, draw_curve) ----
+
+PAGE_STYLE = '''
+:root{--paper:#fff;--ink:#1a1a1a;--soft:#5a5a5a;--line:#d0d0d0;--shade:#f4f4f4;color-scheme:light dark;
+--yes:#1b6e3c;--no:#a3271b;--unsure:#7a5a00}
+@media (prefers-color-scheme:dark){:root{--paper:#16181c;--ink:#eaeaea;--soft:#a8a8a8;--line:#3a3d42;
+--shade:#202329;--yes:#6fd08c;--no:#ff9184;--unsure:#e8c14a}}
+body{margin:0 auto;padding:1rem;max-width:64rem;background:var(--paper);color:var(--ink);
+font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
+h1{font-size:1.7rem;line-height:1.2}h2{margin-top:2.2rem;border-bottom:1px solid var(--line)}
+p,li,dd{max-width:44rem}.soft,small{color:var(--soft)}
+.scroll{overflow-x:auto;border:1px solid var(--line);width:fit-content;max-width:100%}
+table{border-collapse:collapse;font-size:.85rem;font-variant-numeric:tabular-nums}
+th,td{padding:.25rem .5rem;text-align:right;white-space:nowrap;vertical-align:top}
+th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+tbody tr:nth-child(odd) :is(th,td){background:var(--shade)}
+td small{display:block;font-size:.75rem}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.1rem .8rem;font-size:.85rem}dd{margin:0}
+.chart{max-width:40rem;margin:1rem 0}.scroll .fig{min-width:30rem}
+.claims{list-style:none;padding:0}.claims li{margin:0 0 1rem;padding-left:.8rem;
+border-left:4px solid currentColor;break-inside:avoid}
+.claims li>*{color:var(--ink)}.claims b.verdict{color:inherit}.claims .soft{color:var(--soft)}
+.yes{color:var(--yes)}.no{color:var(--no)}.unsure{color:var(--unsure)}.unknown{color:var(--soft)}
+@media print{body{max-width:none;font-size:11px}.scroll{overflow:visible;border:0}
+table{font-size:8px}th,td{padding:1px 3px}.chart{break-inside:avoid}}
+'''
+INTRO = '''
+A server talks to many clients. Most of the time a client says nothing, and the server has to wait
+for it without keeping the others waiting. There are a few ways to do that: the I/O models.
+|
+<b>Blocking</b>: the server waits in a call until this client sends. So it takes a thread or a
+process for each client, or a pool of them. <b>Non-blocking</b>: it never waits, and asks every
+client again and again. <b>Multiplexing</b> (select, poll, epoll): one call waits for all clients at
+once, and a loop serves those that have sent something. <b>Asynchronous</b> (io_uring): the server
+hands its reads over, and the kernel waits for the data and also copies them.
+|
+Each of these is a small server in Python here, and all do the same: they send back in capitals
+what a client sends. One program has started them all on this machine, measured them by turns, and
+compared what it found with what a course on I/O models claims. Figures depend on the machine. A
+claim that does not hold here may hold on another.
+'''
+VERDICT_CLASSES = {HOLDS: 'yes', FAILS: 'no', UNSURE: 'unsure'}
+# each line of the curve: a colour (Okabe and Ito's) and the path of its marker
+CURVE_LOOKS = [('#e69f00', 'M-4-4H4V4H-4Z'), ('#d55e00', 'M0-5 5 4H-5Z'), ('#cc79a7', 'M0 5 5-4H-5Z'),
+               ('#0098d8', 'M0-5 5 0 0 5-5 0Z'), ('#0098d8', 'M0-5 5 0 0 5-5 0Z'),
+               ('#8a8a8a', 'M-4-4 4 4M-4 4 4-4'), ('#009e73', 'M-4 0A4 4 0 1 1 4 0A4 4 0 1 1-4 0Z')]
+
+
+def report_html(figures, found, drawn):
+    """Return the report as a page. DRAWN is what play_figure returned, or None."""
+    parts = [svg_tag('h1', 'I/O models, measured'),
+             svg_tag('p', svg_escape(f'{found["machine"]}; {found["date"]}; {found["rounds"]} rounds'
+                                     + (', quick' if found['quick'] else '')), class_='soft')]
+    if found['partial']:
+        parts.append(svg_tag('p', '<b>This is partial:</b> it was interrupted before the end.'))
+    parts += [svg_tag('p', each.strip()) for each in INTRO.split('|')]
+    parts += [*html_table(figures), *html_charts(figures), *html_claims(found['claims'])]
+    parts += [svg_tag('h2', 'The models, drawn from a run'), html_picture(drawn)]
+    if found['not_measured']:
+        parts += [svg_tag('h2', 'Not measured'), svg_tag('ul', ''.join(
+            svg_tag('li', svg_escape(f'{name}: {why}'))
+            for name, why in found['not_measured'].items()))]
+    return ('<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f'<title>I/O models, measured</title><style>{PAGE_STYLE}</style></head>\n<body>\n'
+            + '\n'.join(parts) + '\n</body></html>\n')
+
+
+def html_picture(drawn):
+    if drawn is None:
+        return svg_tag('p', 'The pictures are missing: it was interrupted before they were made.')
+    return svg_tag('div', figure_svg(drawn), class_='scroll chart')
+
+
+def html_table(figures):
+    """Return the table in a box that scrolls by itself, and what its columns mean."""
+    (_, heads), *rows = table_rows(figures)
+    head = ''.join(svg_tag('th', '<br>'.join(map(svg_escape, each)) or ' ') for each in [(), *heads])
+    body = ''.join(svg_tag('tr', svg_tag('th', svg_escape(name)) + ''.join(map(html_cell, cells)))
+                   for name, cells in rows)
+    legend = (column[-1].partition(': ') for column in COLUMNS)
+    return [svg_tag('h2', 'Every server'), svg_tag('p', html_note(figures)),
+            svg_tag('div', svg_tag('table', f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody>'),
+                    class_='scroll'),
+            svg_tag('dl', ''.join(svg_tag('dt', svg_escape(short)) + svg_tag('dd', svg_escape(long))
+                                  for short, _, long in legend))]
+
+
+def html_note(figures):
+    return (f'In each cell: the median, and under it the range of the rounds. There were '
+            f'{figures.crowd} idle clients, and messages of 64 bytes.')
+
+
+def html_cell(words):
+    middle, spread = map(svg_escape, words)
+    return svg_tag('td', middle + (svg_tag('small', spread) if spread else ''))
+
+
+def html_charts(figures):
+    parts = []
+    for key, title, log, unit, scale in (
+            ('100_cpu_s', 'CPU of the server for a request, 100 busy clients', False, 'us', 1e-6),
+            ('idle_client_bytes', 'Memory of the server for an idle client', True, 'KiB', 1024)):
+        values = {name: [each / scale for each in row]
+                  for name, row in bar_values(figures, key).items()}
+        if values:
+            parts += [svg_tag('h2', title), svg_tag('div', draw_bars(title, values, unit, log),
+                                                    class_='chart')]
+    if figures.groups['curve']:
+        parts += [svg_tag('h2', 'What idle clients cost the busy ones'), svg_tag('p', (
+            'Four clients are busy. More and more others are connected, and say nothing. select '
+            'and poll look through all of them for each answer. The others do not. Both axes are '
+            'logarithmic. A vertical stroke is the range of the rounds.')),
+            svg_tag('div', draw_curve(figures), class_='chart')]
+    return parts
+
+
+def html_claims(claims):
+    """Return the claims, by sections of the notes, each with its verdict and figures."""
+    parts, section = [svg_tag('h2', 'What is claimed, and what was found here'), svg_tag('p', (
+        '"notes" marks what the course claims, "ours" what this program claims. Ranges are '
+        'compared, not single figures. Where they overlap, the verdict is "cannot tell here".'))], ''
+    names = {'1': 'Blocking', '2': 'Non-blocking', '3': 'Multiplexing', '4': 'Asynchronous',
+             '5': 'Comparison'}
+    for each in claims:
+        if each['section'] != section:
+            section = each['section']
+            parts.append(svg_tag('h3', f'{section}. {names[section]}'))
+        words = [svg_tag('b', each['verdict'], class_='verdict'),
+                 svg_tag('span', f' ({each["whose"]}) ', class_='soft'),
+                 svg_tag('span', svg_escape(each['claim'])),
+                 svg_tag('br'), svg_tag('small', svg_escape(each['figures']), class_='soft')]
+        parts.append(svg_tag('ul', svg_tag('li', ''.join(words), class_=VERDICT_CLASSES.get(
+            each['verdict'], 'unknown')), class_='claims'))
+    return parts
+
+
+def axis_scale(low, high, log, start, end):
+    """Return a function from a value to its place between START and END, and ticks for the axis."""
+    if log:
+        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [10.0 ** power * each for power in powers for each in (1, 2, 5)]
+        if high / low > 100:
+            ticks = [10.0 ** power for power in powers]
+        low, high = math.log10(low), math.log10(high)
+    else:
+        step = 10.0 ** math.floor(math.log10(high))
+        step = next(step * each for each in (0.1, 0.2, 0.5, 1, 2) if high / (step * each) <= 6)
+        ticks = [step * number for number in range(int(high / step) + 1)]
+
+    def place(value):
+        value = math.log10(value) if log else value
+        return start + (value - low) / (high - low) * (end - start)
+    return place, [tick for tick in ticks if -0.5 <= (place(tick) - start) / (end - start) * 100 <= 100.5]
+
+
+def draw_bars(title, values, unit, log):
+    """Return a chart of bars, each with its range; with LOG it begins at 1, the least measured."""
+    left, width, row, top = 148, 460, 22, 34
+    most = max(map(max, values.values())) * 1.05
+    place, ticks = axis_scale(1 if log else 0, max(most, 10), log, left, width - 64)
+    bottom, parts = top + row * len(values), []
+    for tick in ticks:
+        parts += [svg_line(place(tick), top - 6, place(tick), bottom, 'grid'),
+                  svg_text(place(tick), top - 10, f'{tick:g}', text_anchor='middle')]
+    parts.append(svg_text(4, top - 10, unit + (' (log scale)' if log else '')))
+    for number, (name, each) in enumerate(values.items()):
+        y, end = top + row * number, place(max(1 if log else 0, statistics.median(each)))
+        low, high = (place(max(1 if log else 0, f(each))) for f in (min, max))
+        middle = statistics.median(each)
+        parts += [svg_text(left - 6, y + 14, name, text_anchor='end'),
+                  svg_tag('rect', x=left, y=y + 3, width=max(1.0, end - left), height=row - 7,
+                          fill='#56b4e9', class_='bar'),
+                  svg_tag('path', d=f'M{low:.1f} {y + row / 2 - 3:.1f}v5m0-2.5H{high:.1f}m0-2.5v5',
+                          stroke='currentColor', fill='none'),
+                  svg_text(max(end, high) + 5, y + 14, '< 1' if log and middle < 1 else compact(middle))]
+    return svg_page(width, bottom + 6, title, f'One bar for each server, in {unit}.', parts)
+
+
+def draw_curve(figures):
+    """Return the growth curve: a line for each model, with markers, ranges and its name."""
+    curve = {name: [(int(number), [value * 1e6 for value in values])
+                    for number, values in row.items()]
+             for name, row in figures.groups['curve'].items()}
+    every_value = [value for row in curve.values() for _, values in row for value in values]
+    last = max(number for row in curve.values() for number, _ in row)
+    left, right, top, bottom, width = 44, 330, 30, 300, 460
+    up, y_ticks = axis_scale(min(every_value) * 0.9, max(every_value) * 1.1, True, bottom, top)
+    along, _ = axis_scale(1, max(last, 10), True, left + 12, right)
+    parts = [svg_text(4, 14, 'us of CPU of the server for a request')]
+    for tick in y_ticks:
+        parts += [svg_line(left, up(tick), right, up(tick), 'grid'),
+                  svg_text(left - 5, up(tick) + 4, f'{tick:g}', text_anchor='end')]
+    for number in (each for each in figures.steps if each <= last):
+        x = along(max(1, number))       # 0 has no place on a log axis: it stands left of 10
+        parts += [svg_line(x, top, x, bottom, 'grid'),
+                  svg_text(x, bottom + 17 + 14 * (number == 500), number, text_anchor='middle')]
+    parts.append(svg_text(left, bottom + 46, 'idle clients beside the 4 busy ones'))
+    ends = []
+    for name, row in curve.items():
+        colour, marker = CURVE_LOOKS[CURVE.index(name)]
+        points = [(along(max(1, number)), up(statistics.median(values))) for number, values in row]
+        parts.append(svg_polyline(points, style=f'stroke:{colour};stroke-width:2'))
+        parts += [svg_tag('path', d=f'M{x:.1f} {up(min(values)):.1f}V{up(max(values)):.1f}',
+                          stroke=colour, stroke_width=1.2)
+                  for (x, y), (number, values) in zip(points, row)]
+        parts += [draw_marker(x, y, colour, marker) for x, y in points]
+        ends.append([points[-1][1], name, colour, marker])
+    return svg_page(width, bottom + 56, 'The growth curve', 'CPU for a request beside idle clients.',
+                    parts + draw_labels(sorted(ends), right + 14, bottom))
+
+
+def draw_marker(x, y, colour, path):
+    return svg_tag('path', d=path, transform=f'translate({x:.1f} {y:.1f})', fill=colour,
+                   stroke=colour, stroke_width=1.5)
+
+
+def draw_labels(ends, x, bottom):
+    """Return the names at the ends of the lines, moved apart so that none covers another."""
+    parts, place = [], [end[0] for end in ends]
+    for number in range(1, len(place)):
+        place[number] = max(place[number], place[number - 1] + 17)
+    over = max(0, place[-1] - bottom)
+    for y, (_, name, colour, marker) in zip(place, ends):
+        parts += [draw_marker(x, y - over, colour, marker), svg_text(x + 9, y - over + 4.5, name)]
+    return parts
 
 
 # ---- arguments and start: parse_arguments, main ----
@@ -2008,6 +2845,15 @@ It is a file or a pipe: every byte is sent, and all that comes back is written.
 kernel of its machine completes the connection and puts it into the backlog,
 where it waits for accept. A serial server accepts it when the client before
 has left. Until then nothing answers.
+"""
+
+
+FIGURE_HELP = """Draw the models from a run: who waits for what, and how long.
+
+It starts each server with --trace, and plays the same scenes against each: one
+read (the process, and the kernel), and three clients whose answers are slow
+(what each client waits for). The drawing is text in 80 columns. It takes about
+12 seconds.
 """
 
 
@@ -2049,13 +2895,15 @@ def parse_arguments(words):
     add('--reconnect', action='store_true', help='a new connection for each request')
     add('--json', action='store_true', help='print the figures as JSON')
 
-    add = commands.add_parser('figure', help='draw the models, from a run').add_argument
+    shape['description'] = FIGURE_HELP
+    add = commands.add_parser('figure', help='draw the models, from a run', **shape).add_argument
     add('--svg', metavar='FILE', help='write one picture for a browser, instead of text')
 
     add = commands.add_parser('compare', help='measure every server and every claim of the notes'
                               ).add_argument
     add('--quick', action='store_true', help='a third of the time, and rougher figures')
     add('--json', action='store_true', help='print the figures as JSON')
+    add('--html', metavar='FILE', help='also write the whole report as a page for a browser')
     known = *commands.choices, '-h', '--help'
     return parser.parse_args(words if words and words[0] in known else ['chat', *words])
 
