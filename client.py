@@ -1557,12 +1557,11 @@ CURVE = ['blocking thread', 'selectors select', 'selectors poll', 'selectors epo
          'selectors kqueue', 'async asyncio', 'async io_uring']
 # the system's own selector: kqueue on macOS and BSD
 BEST_SELECTOR = 'selectors ' + ('kqueue' if hasattr(select, 'kqueue') else 'epoll')
-QUEUE_READERS = ['nonblocking', 'select', 'selectors epoll', 'async asyncio', 'async io_uring']
-POOLS = {'1': ['--mode', 'pool', '--pool-size', '1'], '4': ['--mode', 'pool', '--pool-size', '4'],
-         '16': ['--mode', 'pool', '--pool-size', '16'],
-         '64': ['--mode', 'pool', '--pool-size', '64'],
-         'none, one at a time': ['--mode', 'serial'],
-         'none, a thread each': ['--mode', 'thread']}
+QUEUE_READERS = ['async io_uring', 'nonblocking', 'select', 'selectors epoll', 'async asyncio']
+POOLS = {f'pool of {size}': ['--mode', 'pool', '--pool-size', str(size)]
+         for size in (1, 4, 16, 64)}
+POOLS.update({'no pool, one at a time': ['--mode', 'serial'],
+              'no pool, a thread each': ['--mode', 'thread']})
 POOL_DELAY = 0.01           # seconds: how long each answer of these waits
 POOL_CLIENTS = 16
 DELAY_SECONDS = 0.02        # the answer that waits
@@ -1610,12 +1609,18 @@ class Figures:
             raise NotMeasured(f'{name}: {self.failed.get(name, missing)}')
         return found
 
-    def crowded(self, name, key):
-        """Return a rate or a cost with 100 clients: of a server that answered them all."""
-        least = min(self.of(name, 'answered_of_100'))
-        if least < 100:
-            raise NotMeasured(f'{name}: it answered only {least:.0f} of 100 clients')
-        return self.of(name, key)
+    def compare(self, key, *names, group='servers'):
+        """Return the values of a figure for each of these servers, and words for them.
+
+        A rate or a cost with 100 clients counts only if the server answered all of them.
+        """
+        for name in names if key.startswith('100_') else ():
+            least = min(self.of(name, 'answered_of_100'))
+            if least < 100:
+                raise NotMeasured(f'{name}: it answered only {least} of 100 clients')
+        values = [self.of(name, key, group) for name in names]
+        return values, ', '.join(f'{name} {format_values(key, each)}'
+                                 for name, each in zip(names, values))
 
     def server(self, name, script, arguments):
         """Return the running server of that name; start it if it does not run yet."""
@@ -1660,7 +1665,7 @@ def measure_all(figures, progress):
             try:
                 function(figures, name, *arguments)
             except (OSError, RuntimeError, SystemExit) as error:
-                figures.failed[name] = str(error) or type(error).__name__
+                figures.failed[name] = reason(error) or type(error).__name__
                 figures.stop(name)
         if interrupt.came:
             raise KeyboardInterrupt         # it was lost: Python drops one in some callbacks
@@ -1681,7 +1686,7 @@ def plan(figures):
         for name in (each for each in CURVE if each in names):
             steps.append((2, name, f'{words}idle clients, {name}', measure_curve))
         for size in POOLS:
-            steps.append((1, f'pool: {size}', words + 'pools', measure_pool, size))
+            steps.append((1, size, words + size, measure_pool))
         steps.append((1, 'a pool and one client more', words + 'pools', measure_pool_limit))
     for name in 'select', 'selectors poll':
         if name in names:
@@ -1772,7 +1777,7 @@ class SteadyLoad(LoadGenerator):
         self.run(connections, 0.01)
         before, count = -1, self.count_answered()
         while before < count < connections:
-            self.go_on(0.1)
+            self.go_on(0.2)
             before, count = count, self.count_answered()
 
     def count_answered(self):
@@ -1885,9 +1890,9 @@ def load_beside(figures, name, server, key):
     figures.add(name, key, min(costs, default=None), 'curve')
 
 
-def measure_pool(figures, step, size):
+def measure_pool(figures, size):
     """Add how long 16 clients wait, each with a new connection per request to a pool."""
-    server = figures.server(step, 'blocking_server.py',
+    server = figures.server(size, 'blocking_server.py',
                             [*POOLS[size], '--delay', str(POOL_DELAY)])
     load = LoadGenerator(resolve(*server.address), 64, reconnect=True)
     load.run(POOL_CLIENTS, 0.2 if figures.quick else 0.5)
@@ -1964,8 +1969,11 @@ def measure_slow(figures, name, server, kind, seconds):
             figures.add(name, 'work_beside_ours_delays_s', max(0, spare - seconds))
         delay = min(ask(server.address, 2) for _ in range(2)) - seconds
         figures.add(name, f'{kind}_delays_s', max(0, delay))
-    for _ in range(2 * (kind == 'work' and name in QUEUE_READERS)):
-        figures.add(name, 'receive_queue_bytes', queue_while_busy(server.address), 'kernel')
+    if kind == 'work' and name in QUEUE_READERS:
+        for _ in range(3):          # the reading may come too late
+            if not figures.groups['kernel'].get(name):
+                count = queue_while_busy(server.address)
+                figures.add(name, 'receive_queue_bytes', count, 'kernel')
 
 
 def ask(address, clients, compute=0):
@@ -2023,7 +2031,7 @@ def machine():
     return f'{name} {sys.version.split()[0]} {gil}, {system}, {os.cpu_count()} processors'
 
 
-# ---- compare: the claims, and what decides each ----
+# ---- compare: the claims, and what decides each (CLAIMS, judge, below, every) ----
 
 HOLDS, FAILS, UNSURE = 'holds here', 'does not hold here', 'cannot tell here'
 MARGIN = 1.1
@@ -2045,226 +2053,187 @@ def every(*verdicts):
     return next((each for each in (FAILS, UNSURE) if each in verdicts), HOLDS)
 
 
+# Each claim function returns its verdict, and the figures that it rests on, in words. `f.compare`
+# returns the values of a figure for some servers, and words for them.
+
 def claim_serial(f):
-    waits = f.of('blocking serial', 'second_waits_s')
-    return below(0.8 * HOLD_SECONDS, waits), (
-        f'it waited {times(waits)}, while the first stayed {format_seconds(HOLD_SECONDS)}')
+    (waits,), words = f.compare('second_waits_s', 'blocking serial')
+    return below(0.8 * HOLD_SECONDS, waits), f'it waited, while the first stayed 0.2 s: {words}'
 
 
 def claim_free(f):
-    waits = [f.of(name, 'second_waits_s') for name in ('blocking thread', 'blocking process')]
+    waits, words = f.compare('second_waits_s', 'blocking thread', 'blocking process')
     return every(*(below(each, HOLD_SECONDS / 2) for each in waits)), (
-        f'the second waited {times(waits[0])} with threads, {times(waits[1])} with processes, '
-        f'while the first stayed')
+        f'a second client waited, while the first stayed 0.2 s: {words}')
 
 
 def claim_memory(f):
-    thread, process, loop = (f.of(name, 'idle_client_bytes') for name in
-                             ('blocking thread', 'blocking process', 'select'))
+    (thread, process, loop), words = f.compare(
+        'idle_client_bytes', 'blocking thread', 'blocking process', 'select')
     least = [max(1024, each) for each in loop]          # less cannot be measured well
-    return every(below(least, thread, 2), below(thread, process)), (
-        f'for each idle client: a thread {sizes(thread)}, a process {sizes(process)}, '
-        f'select {sizes(loop)}')
+    return every(below(least, thread, 2), below(thread, process)), f'an idle client takes: {words}'
 
 
 def claim_efficiency(f):
-    loop, thread, process = (f.crowded(name, '100_cpu_s') for name in
-                             ('select', 'blocking thread', 'blocking process'))
-    return every(below(loop, thread), below(loop, process)), (
-        f'CPU of the server per request: threads {times(thread)}, processes {times(process)}, '
-        f'select {times(loop)}')
+    (loop, *others), words = f.compare('100_cpu_s', 'select', 'blocking thread', 'blocking process')
+    return every(*(below(loop, each) for each in others)), f'CPU per request: {words}'
 
 
 def claim_pool_limit(f):
-    fits, more = (f.of('blocking pool of 4', f'client_{number}_waits_s', 'limits')
-                  for number in (4, 5))
+    (fits,), first = f.compare('client_4_waits_s', 'blocking pool of 4', group='limits')
+    (more,), second = f.compare('client_5_waits_s', 'blocking pool of 4', group='limits')
     return every(below(fits, HOLD_SECONDS / 2), below(0.8 * HOLD_SECONDS, more)), (
-        f'with 4 threads client 4 waited {times(fits)}, client 5 {times(more)}, '
-        f'until one of the others left')
-
-
-def pools(f, *sizes_):
-    return [f.of(size, 'latency_s', 'pools') for size in sizes_]
+        f'the others stayed 0.2 s. Client 4 waited: {first}. Client 5 waited: {second}')
 
 
 def claim_pool_small(f):
-    pool, none, thread = pools(f, '1', 'none, one at a time', 'none, a thread each')
-    return below(none, pool, 0.6), (
-        f'an answer took {times(pool)} with a pool of 1, {times(none)} one at a time without a '
-        f'pool, and {times(thread)} with a thread for each client')
+    (one, none, _), words = f.compare('latency_s', 'pool of 1', 'no pool, one at a time',
+                                      'no pool, a thread each', group='pools')
+    return below(none, one, 0.6), f'median time of an answer to one of 16 clients: {words}'
 
 
 def claim_pool_larger(f):
-    one, four, sixteen, more = pools(f, '1', '4', '16', '64')
+    (one, four, sixteen), words = f.compare('latency_s', 'pool of 1', 'pool of 4', 'pool of 16',
+                                           group='pools')
     return every(below(four, one, 2), below(sixteen, four, 2)), (
-        f'an answer took {times(one)} with a pool of 1, {times(four)} of 4, '
-        f'{times(sixteen)} of 16, {times(more)} of 64')
+        f'median time of an answer to one of 16 clients: {words}')
 
 
 def claim_pool_enough(f):
-    sixteen, more = pools(f, '16', '64')
-    return below(sixteen, more, 0.7), (
-        f'an answer took {times(sixteen)} with a pool of 16, {times(more)} with one of 64')
-
-
-def new_connections(f, name):
-    return f.of(name, 'cpu_s', 'new_connections')
-
-
-def claim_reuse(f):
-    kept, new = f.crowded('blocking thread', '100_cpu_s'), new_connections(f, 'blocking thread')
-    return below(kept, new, 1.5), (
-        f'CPU of a thread server per request: {times(kept)} on connections that stay, '
-        f'{times(new)} on a new one each')
+    (sixteen, more), words = f.compare('latency_s', 'pool of 16', 'pool of 64', group='pools')
+    return below(sixteen, more, 0.6), f'median time of an answer to one of 16 clients: {words}'
 
 
 def claim_pool_keeps(f):
-    pool, thread, process = (new_connections(f, name) for name in
-                             ('blocking pool of 4', 'blocking thread', 'blocking process'))
-    return every(below(pool, thread), below(pool, process)), (
-        f'CPU per request, each on a new connection: a pool of threads {times(pool)}, '
-        f'a new thread {times(thread)}, a new process {times(process)}')
+    (pool, *others), words = f.compare('cpu_s', 'blocking pool of 4', 'blocking thread',
+                                       'blocking process', group='new_connections')
+    return every(*(below(pool, each) for each in others)), (
+        f'CPU per request, each on a new connection: {words}')
+
+
+def claim_reuse(f):
+    (kept,), first = f.compare('100_cpu_s', 'blocking thread')
+    (new,), second = f.compare('cpu_s', 'blocking thread', group='new_connections')
+    return below(kept, new, 1.5), (
+        f'CPU per request on connections that stay: {first}; on new ones: {second}')
 
 
 def claim_polling_burns(f):
-    polling = f.of('nonblocking', 'idle_cpu')
-    others = [max(f.of(name, 'idle_cpu')) for name, row in f.groups['servers'].items()
-              if not name.startswith('nonblocking') and 'idle_cpu' in row]
-    return every(below(0.2, polling), below(max(others, default=0), 0.1)), (
-        f'with idle clients only: polling {shares(polling)} of a processor, '
-        f'every other server at most {max(others, default=0):.0%}')
+    others = [name for name, row in f.groups['servers'].items()
+              if 'idle_cpu' in row and not name.startswith('nonblocking')]
+    (polling, *rest), words = f.compare('idle_cpu', 'nonblocking', *others)
+    most = max(map(max, rest), default=0)
+    return every(below(0.2, polling), below(most, 0.1)), (
+        f'CPU with idle clients only: {words.partition(", ")[0]}, the others at most {most:.0%}')
 
 
 def claim_polling_late(f):
-    late, thread = (f.of(name, '1_latency_s') for name in ('nonblocking 20 ms', 'blocking thread'))
-    return below(thread, late, 5), (
-        f'an answer took {times(late)}, with a blocking thread {times(thread)}')
+    (late, thread), words = f.compare('1_latency_s', 'nonblocking 20 ms', 'blocking thread')
+    return below(thread, late, 5), f'one client got its answer after: {words}'
 
 
 def claim_polling_throughput(f):
-    pause, thread = (f.crowded(name, '100_per_second') for name in
-                     ('nonblocking 20 ms', 'blocking thread'))
-    return below(pause, thread), (
-        f'{rates(pause)} requests a second from 100 clients, with threads {rates(thread)}')
+    (pause, thread), words = f.compare('100_per_second', 'nonblocking 20 ms', 'blocking thread')
+    return below(pause, thread), f'requests a second of 100 clients: {words}'
 
 
 def claim_few(clients, factor):
     def claim(f):
-        names = 'blocking thread', 'select', BEST_SELECTOR
-        thread, *loops = [f.of(name, f'{clients}_latency_s', 'few') for name in names]
-        return every(*(below(thread, loop, factor) for loop in loops)), (
-            'median time of an answer: ' + ', '.join(
-                f'{name} {times(each)}' for name, each in zip(names, [thread, *loops])))
+        (thread, *loops), words = f.compare(f'{clients}_latency_s', 'blocking thread', 'select',
+                                            BEST_SELECTOR, group='few')
+        return every(*(below(thread, loop, factor) for loop in loops)), f'an answer took: {words}'
     return claim
 
 
 def claim_many_on_one(f):
-    waits, count, cpu = (f.of('select', key) for key in ('second_waits_s', 'threads', 'idle_cpu'))
-    return every(below(waits, HOLD_SECONDS / 2), HOLDS if max(count) == 1 else FAILS,
-                 below(cpu, 0.1)), (
-        f'select held {f.crowd} idle clients with {max(count)} thread and {shares(cpu)} of a '
-        f'processor; a second client waited {times(waits)}')
+    (waits,), first = f.compare('second_waits_s', 'select')
+    (cpu,), second = f.compare('idle_cpu', 'select')
+    threads = max(f.of('select', 'threads'))
+    single = HOLDS if threads == 1 else FAILS
+    return every(single, below(waits, HOLD_SECONDS / 2), below(cpu, 0.1)), (
+        f'{f.crowd} idle clients on {threads} thread, CPU: {second}; a second one waited: {first}')
 
 
-def growth(f, name):
-    """Return the costs beside no and beside most idle clients, up to 1000, and words for them."""
-    beside = str(max(each for each in f.steps if each <= 1000))
-    none, most = f.of(name, '0', 'curve'), f.of(name, beside, 'curve')
-    times_ = statistics.median(most) / statistics.median(none)
-    return none, most, f'{name} {times(none)} beside none, {times(most)} beside {beside} ' \
-                       f'(x {times_:.1f})'
-
-
-def claim_grows(f):
-    *select_, first = growth(f, 'selectors select')
-    *poll, second = growth(f, 'selectors poll')
-    return every(below(*select_, 2), below(*poll, 2)), f'CPU per request: {first}; {second}'
-
-
-def claim_flat(*names):
+def claim_growth(names, factor):
+    """A claim on the curve: with a FACTOR of 2 that the cost doubles, with 0.5 that it does not."""
     def claim(f):
-        verdicts, words = [], []
-        for name in names:
-            none, most, line = growth(f, name)
-            verdicts.append(below(most, none, 0.5))
-            words.append(line)
-        return every(*verdicts), 'CPU per request: ' + '; '.join(words)
+        beside = str(max(each for each in f.steps if each <= 1000))
+        none, first = f.compare('0', *names, group='curve')
+        most, second = f.compare(beside, *names, group='curve')
+        sides = zip(none, most) if factor > 1 else zip(most, none)
+        return every(*(below(low, high, factor) for low, high in sides)), (
+            f'CPU per request beside no idle clients: {first}; beside {beside}: {second}')
     return claim
 
 
 def claim_limit(f):
-    held, others = (f.of(name, 'held', 'limits') for name in ('select', 'selectors poll'))
-    return HOLDS if max(held) <= 1024 < min(others) else FAILS, (
-        f'of {OFFERED} clients select held {held[0]}, poll {others[0]}')
+    (held, others), words = f.compare('held', 'select', 'selectors poll', group='limits')
+    verdict = HOLDS if max(held) <= 1024 < min(others) else FAILS
+    return verdict, f'of {OFFERED} clients held: {words}'
 
 
-def delays(f, key, *words):
-    """Return the delays of all servers whose name begins with one of WORDS, the best first."""
-    names = [name for name, row in f.groups['servers'].items() if name.startswith(words)]
-    if not names:
-        raise NotMeasured('none of these servers was measured')
-    return sorted((f.of(name, key) for name in names), key=statistics.median)
-
-
-LOOPS = 'nonblocking', 'select', 'async'
+LOOPS = 'nonblocking', 'select', 'async'            # how the names of these servers begin
 THREADS = 'blocking thread', 'socketserver thread'
 PROCESSES = 'blocking process', 'socketserver process'
 
 
+def delays(f, key, starts):
+    """Return the least and the greatest of the delays of some servers, and words for them."""
+    names = [name for name in f.groups['servers'] if name.startswith(starts)]
+    values = sorted(f.compare(key, *names)[0], key=statistics.median)
+    if not values:
+        raise NotMeasured('none of these servers was measured')
+    words = [format_values(key, each) for each in (values[0], values[-1])]
+    return values[0], values[-1], f'by {words[0]} to {words[1]}'
+
+
 def claim_waiting(f):
-    loops, threads = (delays(f, 'delay_delays_s', *each) for each in (LOOPS, THREADS))
-    return every(below(0.6 * DELAY_SECONDS, loops[0]), below(threads[-1], 0.4 * DELAY_SECONDS)), (
-        f'an answer that waits {format_seconds(DELAY_SECONDS)} delays another client by '
-        f'{times(loops[0])} or more in every loop, by {times(threads[-1])} or less with threads')
+    least, _, first = delays(f, 'delay_delays_s', LOOPS)
+    _, most, second = delays(f, 'delay_delays_s', THREADS)
+    return every(below(0.6 * DELAY_SECONDS, least), below(most, 0.4 * DELAY_SECONDS)), (
+        f'an answer that waits {format_seconds(DELAY_SECONDS)} delays another client {first} in '
+        f'loops, {second} with threads')
 
 
-def claim_computing_loops(f):
-    loops = delays(f, 'work_delays_s', *LOOPS)
-    return below(0.6 * WORK_SECONDS, loops[0]), (
-        f'an answer that computes {format_seconds(WORK_SECONDS)} delays another, which computes '
-        f'as long, by {times(loops[0])} or more in every loop')
+def claim_computing(starts):
+    """A claim that an answer which computes delays other clients of these servers."""
+    def claim(f):
+        least, _, words = delays(f, 'work_delays_s', starts)
+        return below(0.6 * WORK_SECONDS, least), (
+            f'an answer that computes {format_seconds(WORK_SECONDS)} delays another {words}')
+    return claim
 
 
-def claim_computing_threads(f):
-    threads = delays(f, 'work_delays_s', *THREADS)
-    figures = (f'an answer that computes {format_seconds(WORK_SECONDS)} delays another by '
-               f'{times(threads[0])}; this Python is {"with" if has_gil() else "without"} a GIL')
-    if has_gil():
-        return below(0.6 * WORK_SECONDS, threads[0]), figures
-    return below(threads[-1], 0.4 * WORK_SECONDS), figures
-
-
-def claim_computing_processes(f):
-    if (os.cpu_count() or 1) < 2:
-        raise NotMeasured('this machine has one processor')
-    processes = delays(f, 'work_delays_s', *PROCESSES)
-    spare = delays(f, 'work_beside_ours_delays_s', *PROCESSES)[-1]
-    verdict = below(processes[-1], 0.5 * WORK_SECONDS)
-    if verdict == FAILS and below(spare, 0.2 * WORK_SECONDS) != HOLDS:
-        verdict = UNSURE        # other programs took the second processor
-    return verdict, (
-        f'an answer that computes {format_seconds(WORK_SECONDS)} delays another by '
-        f'{times(processes[-1])} or less (for comparison, one alone while this client computes: '
-        f'{times(spare)})')
+def claim_parallel(starts):
+    """A claim that it does not, if there is a second processor."""
+    def claim(f):
+        if (os.cpu_count() or 1) < 2:
+            raise NotMeasured('this machine has one processor')
+        _, most, words = delays(f, 'work_delays_s', starts)
+        _, spare, control = delays(f, 'work_beside_ours_delays_s', PROCESSES)
+        verdict = below(most, 0.5 * WORK_SECONDS)
+        if verdict == FAILS and below(spare, 0.2 * WORK_SECONDS) != HOLDS:
+            verdict = UNSURE        # other programs took the second processor
+        return verdict, (
+            f'an answer that computes {format_seconds(WORK_SECONDS)} delays another {words} (for '
+            f'comparison: one alone, while this client computes, {control})')
+    return claim
 
 
 def claim_kernel_copies(f):
     if not HAS_PROC:
         raise NotMeasured('what the kernel still keeps can be read on Linux only')
-    queues = {name: f.of(name, 'receive_queue_bytes', 'kernel') for name in QUEUE_READERS}
-    ring = queues.pop('async io_uring')
-    words = ', '.join(f'{name} {max(each)}' for name, each in queues.items())
-    return HOLDS if max(ring) == 0 < min(map(min, queues.values())) else FAILS, (
-        'another client sends 6 bytes while the server computes: so many of them stay with the '
-        f'kernel: async io_uring {max(ring)}, {words}')
+    (ring, *others), words = f.compare('receive_queue_bytes', *QUEUE_READERS, group='kernel')
+    return HOLDS if max(ring) == 0 < min(map(min, others)) else FAILS, (
+        f'of 6 bytes that came while the server computed, the kernel still kept: {words}')
 
 
 def claim_completion(f):
-    ring, loop, bare = (f.crowded(name, '100_cpu_s') for name in
-                        ('async io_uring', 'async asyncio', BEST_SELECTOR))
+    (ring, loop, _), words = f.compare('100_cpu_s', 'async io_uring', 'async asyncio',
+                                       BEST_SELECTOR)
     return below(ring, loop), (
-        f'CPU per request with 100 clients: io_uring {times(ring)}, asyncio {times(loop)} (much '
-        f'of it is asyncio itself: {BEST_SELECTOR}, which is readiness too, {times(bare)})')
+        f'CPU per request of 100 clients: {words} (readiness too: much of the cost of asyncio is '
+        'asyncio itself)')
 
 
 CLAIMS = [      # section of the notes, whose claim it is, the claim, what decides it
@@ -2275,8 +2244,8 @@ CLAIMS = [      # section of the notes, whose claim it is, the claim, what decid
     ('1', 'notes', 'Each thread takes memory, and each process takes more', claim_memory),
     ('1', 'notes', 'With 100 clients, threads and processes need more CPU per request than select',
      claim_efficiency),
-    ('1', 'notes', 'A pool has a limit: with N threads, client N+1 waits', claim_pool_limit),
-    ('1', 'notes', 'A pool far too small for its clients answers no sooner than no pool',
+    ('1', 'notes', 'A pool has a limit: with 4 threads, client 5 waits', claim_pool_limit),
+    ('1', 'notes', 'A pool of 1 thread answers 16 clients no sooner than no pool',
      claim_pool_small),
     ('1', 'notes', 'A larger pool, of 4 or of 16 threads, answers 16 clients sooner',
      claim_pool_larger),
@@ -2292,25 +2261,26 @@ CLAIMS = [      # section of the notes, whose claim it is, the claim, what decid
      claim_polling_throughput),
     ('3', 'notes', 'One client gets its answer no later from a thread than from select or epoll',
      claim_few(1, 0.7)),
-    ('3', 'notes', 'With 4 clients, a thread each is not much later (less than twice the time)',
+    ('3', 'notes', 'With 4 clients, threads take less than twice the time of select or epoll',
      claim_few(4, 0.5)),
     ('3', 'notes', 'select serves many clients with one thread and little CPU', claim_many_on_one),
     ('3', 'notes', 'select and poll take more CPU per request, the more connections they watch',
-     claim_grows),
-    ('3', 'notes', f'{BEST_SELECTOR.split()[1]} does not take more CPU per request, however many '
-     'it watches', claim_flat(BEST_SELECTOR)),
-    ('3', 'ours', 'io_uring, asyncio and a thread each do not either',
-     claim_flat('async io_uring', 'async asyncio', 'blocking thread')),
+     claim_growth(['selectors select', 'selectors poll'], 2)),
+    ('3', 'notes', f'{BEST_SELECTOR.split()[1]} takes no more CPU per request, however many '
+     'connections it watches', claim_growth([BEST_SELECTOR], 0.5)),
+    ('3', 'ours', 'io_uring, asyncio and threads take no more CPU per request beside idle clients',
+     claim_growth(['async io_uring', 'async asyncio', 'blocking thread'], 0.5)),
     ('3', 'notes', 'select watches at most 1024 connections, poll has no such limit', claim_limit),
     ('3', 'ours', 'An answer that waits holds up every client of a loop, and nobody with threads',
      claim_waiting),
     ('3', 'notes', 'An answer that computes holds up every client of a loop',
-     claim_computing_loops),
-    ('3', 'ours', 'An answer that computes holds up the clients of other threads too'
-     if has_gil() else 'An answer that computes holds up nobody with threads',
-     claim_computing_threads),
+     claim_computing(LOOPS)),
+    ('3', 'ours', 'On a Python with a GIL, an answer that computes holds up other threads too',
+     claim_computing(THREADS)) if has_gil() else
+    ('3', 'ours', 'On a Python without a GIL, an answer that computes holds up no other thread',
+     claim_parallel(THREADS)),
     ('3', 'ours', 'An answer that computes holds up nobody with processes',
-     claim_computing_processes),
+     claim_parallel(PROCESSES)),
     ('4', 'notes', 'With io_uring the kernel copies while the process computes, with no other '
      'model', claim_kernel_copies),
     ('5', 'ours', 'Completion (io_uring) takes less CPU per request than asyncio on readiness',
@@ -2331,7 +2301,7 @@ def judge(figures):
     return judged
 
 
-# ---- compare: figures in words, the table, bars, the command ----
+# ---- compare: figures in words, the table, bars ----
 
 def format_seconds(seconds):
     """Return a length of time in words, in the unit that fits it."""
@@ -2350,30 +2320,17 @@ def format_bytes(count):
     return f'{count / 1024:.1f} KiB' if count < 1 << 20 else f'{count / (1 << 20):.1f} MiB'
 
 
-def format_range(values, form):
-    """Return the median of VALUES and their range, in words."""
+def format_values(key, values):
+    """Return the median of a figure and its range, in words. The end of KEY says what it is."""
+    form = (format_bytes if key == 'idle_client_bytes' else '{:.0%}'.format if key == 'idle_cpu'
+            else '{:.0f}'.format if key.endswith(('_per_second', 'held', '_bytes'))
+            else format_seconds)
     middle, low, high = (form(f(values)) for f in (statistics.median, min, max))
     return middle if low == high else f'{middle} ({low} to {high})'
 
 
-def times(values):
-    return format_range(values, format_seconds)
-
-
-def sizes(values):
-    return format_range(values, format_bytes)
-
-
-def shares(values):
-    return format_range(values, '{:.0%}'.format)
-
-
-def rates(values):
-    return format_range(values, '{:.0f}'.format)
-
-
 COLUMNS = [     # key, what it is divided by, head, what it means
-    ('threads', 1, ('thr', ''), 'thr: threads of the server, in all its processes, with the idle clients'),
+    ('threads', 1, ('thr', ''), 'thr: threads of the server with the idle clients'),
     ('idle_client_bytes', 1024, ('KiB', 'idle'),
      'KiB idle: memory of the server for each idle client; "<1" is too little to measure'),
     ('idle_cpu', 0.01, ('CPU%', 'idle'),
@@ -2518,7 +2475,7 @@ def report(figures, judged, partial):
                   them were answered at all; X_delays_s: what an answer that is slow by --X
                   (delay, work) delays another client by
     curve         {server: {idle clients: [CPU seconds per request of 4 busy clients]}}
-    pools         {threads: {latency_s: [...]}}: 16 clients, answers that wait 10 ms
+    pools         {pool: {latency_s: [...]}}: 16 clients, answers that wait 10 ms
     few           {server: {1_latency_s: ...}}: 1, 2 and 4 clients
     new_connections   {server: {cpu_s: [...]}}: a new connection for each request
     kernel        {server: {receive_queue_bytes: [...]}}: Recv-Q while the server computes
@@ -2570,6 +2527,7 @@ def compare(args):
             drawn = play_figure(show_progress)
     except KeyboardInterrupt:
         partial = True
+        show_progress(1, 1, 'interrupted')
     finally:
         interrupt.came = True       # from here on a signal must not disturb us
         for server in list(Server.running):
@@ -2600,9 +2558,11 @@ def print_report(args, figures, found):
 # ---- compare: the report as one page (report_html, draw_bars, draw_curve) ----
 
 PAGE_STYLE = '''
-:root{--paper:#fff;--ink:#1a1a1a;--soft:#5a5a5a;--line:#d0d0d0;--shade:#f4f4f4;color-scheme:light dark;
+:root{color-scheme:light dark;
+--paper:#fff;--ink:#1a1a1a;--soft:#5a5a5a;--line:#d0d0d0;--shade:#f4f4f4;
 --yes:#1b6e3c;--no:#a3271b;--unsure:#7a5a00}
-@media (prefers-color-scheme:dark){:root{--paper:#16181c;--ink:#eaeaea;--soft:#a8a8a8;--line:#3a3d42;
+@media (prefers-color-scheme:dark){:root{
+--paper:#16181c;--ink:#eaeaea;--soft:#a8a8a8;--line:#3a3d42;
 --shade:#202329;--yes:#6fd08c;--no:#ff9184;--unsure:#e8c14a}}
 body{margin:0 auto;padding:1rem;max-width:64rem;background:var(--paper);color:var(--ink);
 font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif}
@@ -2639,17 +2599,22 @@ compared what it found with what a course on I/O models claims. Figures depend o
 claim that does not hold here may hold on another.
 '''
 VERDICT_CLASSES = {HOLDS: 'yes', FAILS: 'no', UNSURE: 'unsure'}
-# each line of the curve: a colour (Okabe and Ito's) and the path of its marker
-CURVE_LOOKS = [('#e69f00', 'M-4-4H4V4H-4Z'), ('#d55e00', 'M0-5 5 4H-5Z'), ('#cc79a7', 'M0 5 5-4H-5Z'),
-               ('#0098d8', 'M0-5 5 0 0 5-5 0Z'), ('#0098d8', 'M0-5 5 0 0 5-5 0Z'),
-               ('#8a8a8a', 'M-4-4 4 4M-4 4 4-4'), ('#009e73', 'M-4 0A4 4 0 1 1 4 0A4 4 0 1 1-4 0Z')]
+CURVE_LOOKS = {         # a colour (Okabe and Ito's) and the path of a marker
+    'blocking thread': ('#e69f00', 'M-4-4H4V4H-4Z'),
+    'selectors select': ('#d55e00', 'M0-5 5 4H-5Z'),
+    'selectors poll': ('#cc79a7', 'M0 5 5-4H-5Z'),
+    BEST_SELECTOR: ('#0098d8', 'M0-5 5 0 0 5-5 0Z'),
+    'async asyncio': ('#8a8a8a', 'M-4-4 4 4M-4 4 4-4'),
+    'async io_uring': ('#009e73', 'M-4 0A4 4 0 1 1 4 0A4 4 0 1 1-4 0Z'),
+}
 
 
 def report_html(figures, found, drawn):
     """Return the report as a page. DRAWN is what play_figure returned, or None."""
+    how = f'{found["machine"]}; {found["date"]}; {found["rounds"]} rounds'
+    how += ', quick' if found['quick'] else ''
     parts = [svg_tag('h1', 'I/O models, measured'),
-             svg_tag('p', svg_escape(f'{found["machine"]}; {found["date"]}; {found["rounds"]} rounds'
-                                     + (', quick' if found['quick'] else '')), class_='soft')]
+             svg_tag('p', svg_escape(how), class_='soft')]
     if found['partial']:
         parts.append(svg_tag('p', '<b>This is partial:</b> it was interrupted before the end.'))
     parts += [svg_tag('p', each.strip()) for each in INTRO.split('|')]
@@ -2674,7 +2639,8 @@ def html_picture(drawn):
 def html_table(figures):
     """Return the table in a box that scrolls by itself, and what its columns mean."""
     (_, heads), *rows = table_rows(figures)
-    head = ''.join(svg_tag('th', '<br>'.join(map(svg_escape, each)) or ' ') for each in [(), *heads])
+    head = ''.join(svg_tag('th', '<br>'.join(map(svg_escape, each)) or ' ')
+                   for each in [(), *heads])
     body = ''.join(svg_tag('tr', svg_tag('th', svg_escape(name)) + ''.join(map(html_cell, cells)))
                    for name, cells in rows)
     legend = (column[-1].partition(': ') for column in COLUMNS)
@@ -2716,9 +2682,10 @@ def html_charts(figures):
 
 def html_claims(claims):
     """Return the claims, by sections of the notes, each with its verdict and figures."""
-    parts, section = [svg_tag('h2', 'What is claimed, and what was found here'), svg_tag('p', (
-        '"notes" marks what the course claims, "ours" what this program claims. Ranges are '
-        'compared, not single figures. Where they overlap, the verdict is "cannot tell here".'))], ''
+    section, note = '', ('"notes" marks what the course claims, "ours" what this program claims. '
+                         'Ranges are compared, not single figures. Where they overlap or are too '
+                         'near, the verdict is "cannot tell here".')
+    parts = [svg_tag('h2', 'What is claimed, and what was found here'), svg_tag('p', note)]
     names = {'1': 'Blocking', '2': 'Non-blocking', '3': 'Multiplexing', '4': 'Asynchronous',
              '5': 'Comparison'}
     for each in claims:
@@ -2750,7 +2717,8 @@ def axis_scale(low, high, log, start, end):
     def place(value):
         value = math.log10(value) if log else value
         return start + (value - low) / (high - low) * (end - start)
-    return place, [tick for tick in ticks if -0.5 <= (place(tick) - start) / (end - start) * 100 <= 100.5]
+    first, last = sorted((start, end))
+    return place, [tick for tick in ticks if first - 1 <= place(tick) <= last + 1]
 
 
 def draw_bars(title, values, unit, log):
@@ -2772,7 +2740,8 @@ def draw_bars(title, values, unit, log):
                           fill='#56b4e9', class_='bar'),
                   svg_tag('path', d=f'M{low:.1f} {y + row / 2 - 3:.1f}v5m0-2.5H{high:.1f}m0-2.5v5',
                           stroke='currentColor', fill='none'),
-                  svg_text(max(end, high) + 5, y + 14, '< 1' if log and middle < 1 else compact(middle))]
+                  svg_text(max(end, high) + 5, y + 14,
+                           '< 1' if log and middle < 1 else compact(middle))]
     return svg_page(width, bottom + 6, title, f'One bar for each server, in {unit}.', parts)
 
 
@@ -2797,7 +2766,7 @@ def draw_curve(figures):
     parts.append(svg_text(left, bottom + 46, 'idle clients beside the 4 busy ones'))
     ends = []
     for name, row in curve.items():
-        colour, marker = CURVE_LOOKS[CURVE.index(name)]
+        colour, marker = CURVE_LOOKS[name]
         points = [(along(max(1, number)), up(statistics.median(values))) for number, values in row]
         parts.append(svg_polyline(points, style=f'stroke:{colour};stroke-width:2'))
         parts += [svg_tag('path', d=f'M{x:.1f} {up(min(values)):.1f}V{up(max(values)):.1f}',
@@ -2805,8 +2774,9 @@ def draw_curve(figures):
                   for (x, y), (number, values) in zip(points, row)]
         parts += [draw_marker(x, y, colour, marker) for x, y in points]
         ends.append([points[-1][1], name, colour, marker])
-    return svg_page(width, bottom + 56, 'The growth curve', 'CPU for a request beside idle clients.',
-                    parts + draw_labels(sorted(ends), right + 14, bottom))
+    parts += draw_labels(sorted(ends), right + 14, bottom)
+    words = 'CPU of the server for a request of a busy client, beside more and more idle ones.'
+    return svg_page(width, bottom + 56, 'The growth curve', words, parts)
 
 
 def draw_marker(x, y, colour, path):

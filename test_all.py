@@ -722,11 +722,11 @@ class Contract:
 
     def test_waiting_answer(self):
         """An answer that waits holds up everybody in a loop, and nobody that has a thread."""
-        took = self.time_of_three('--delay', '0.15')
+        took = self.time_of_three('--delay', '0.3')
         if self.loop or not self.parallel and 'pool' not in self.arguments:
-            self.assertGreater(took, 0.44)
+            self.assertGreater(took, 0.89)
         else:
-            self.assertLess(took, 0.42)
+            self.assertLess(took, 0.85)
 
     def test_computing_answer(self):
         """An answer that computes holds up everybody, in threads too: one holds the GIL. Only
@@ -863,6 +863,24 @@ class NonblockingModelTest(ServerTest):
         for _ in range(3):
             ask(sock)
         self.assertGreater(time.monotonic() - start, 0.4)
+
+
+class NonblockingSocketsTest(ServerTest):
+
+    @unittest.skipUnless(LINUX, 'reads /proc')
+    def test_every_socket_of_a_loop_is_non_blocking(self):
+        """On Linux a client does not inherit that from the listener. A blocking one could stop
+        the whole loop."""
+        for script in 'nonblocking_server.py', 'select_server.py', 'selectors_server.py':
+            server = self.start_server(script, '--port', '0')
+            ask(self.connect(server))
+            modes = []
+            for fd in os.listdir(f'/proc/{server.pid}/fd'):
+                if os.readlink(f'/proc/{server.pid}/fd/{fd}').startswith('socket:'):
+                    with open(f'/proc/{server.pid}/fdinfo/{fd}') as file:
+                        flags = int(re.search(r'flags:\s+(\d+)', file.read())[1], 8)
+                    modes.append(bool(flags & os.O_NONBLOCK))
+            self.assertEqual(modes, [True, True], script)
 
 
 class SelectorsModelTest(ServerTest):
@@ -1874,7 +1892,7 @@ class TraceTest(ServerTest):
     def assert_waited(self, words):
         number, unit = words
         seconds = float(number) * {'s': 1, 'ms': 1e-3, 'us': 1e-6}[unit]
-        self.assertTrue(0.15 < seconds < 5, words)
+        self.assertTrue(0.05 < seconds < 5, words)
 
     def test_blocking(self):
         modes = ['thread', 'serial', 'pool'] + ['process'] * (not no_fork)
@@ -2261,7 +2279,7 @@ class LoadTest(ServerTest):
 
     def test_big_messages_and_reconnect(self):
         server = self.start_server('selectors_server.py')
-        for arguments in ['--size', '300000'], ['--reconnect']:
+        for arguments in ['--size', '300000', '--seconds', '1.5'], ['--reconnect']:
             ended, report = self.load(server, *arguments, '--connections', '5')
             self.assertEqual((ended.returncode, report['errors']), (0, {}), arguments)
             self.assertGreater(report['requests'], 5)
@@ -2575,9 +2593,8 @@ class ReadmeTest(unittest.TestCase):
 
     def test_named_tests_exist(self):
         tests = read_source('test_all.py')
-        for name in re.findall(r'\b(test_\w+)(?!\.py)', self.readme):
-            if name != 'test_all':
-                self.assertIn(f'def {name}(', tests)
+        for name in set(re.findall(r'\btest_\w+', self.readme)) - {'test_all'}:
+            self.assertTrue(f'def {name}(' in tests, name)
 
     def test_no_line_of_prose_is_longer_than_100_columns(self):
         prose = re.sub(r'^```.*?^```$', '', self.readme, flags=re.M | re.S)
