@@ -2124,8 +2124,8 @@ def claim_polling_burns(f):
     others = [name for name, row in f.groups['servers'].items()
               if 'idle_cpu' in row and not name.startswith('nonblocking')]
     (polling, *rest), words = f.compare('idle_cpu', 'nonblocking', *others)
-    most = max(map(max, rest), default=0)
-    return every(below(0.2, polling), below(most, 0.1)), (
+    most = max(map(statistics.median, rest), default=0)
+    return every(below(0.1, polling), below(most, 0.1)), (
         f'CPU with idle clients only: {words.partition(", ")[0]}, the others at most {most:.0%}')
 
 
@@ -2227,7 +2227,9 @@ def claim_kernel_copies(f):
     if not HAS_PROC:
         raise NotMeasured('what the kernel still keeps can be read on Linux only')
     (ring, *others), words = f.compare('receive_queue_bytes', *QUEUE_READERS, group='kernel')
-    return HOLDS if max(ring) == 0 < min(map(min, others)) else FAILS, (
+    copied, kept = max(ring) == 0, min(map(min, others)) > 0
+    # a busy machine may let another model read too early, between two computations
+    return HOLDS if copied and kept else UNSURE if copied else FAILS, (
         f'of 6 bytes that came while the server computed, the kernel still kept: {words}')
 
 
@@ -2710,7 +2712,7 @@ def axis_scale(low, high, log, start, end):
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         ticks = [10.0 ** power * each for power in powers for each in (1, 2, 5)]
-        if high / low > 100:
+        if high / low > 1000:
             ticks = [10.0 ** power for power in powers]
         low, high = math.log10(low), math.log10(high)
     else:
