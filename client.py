@@ -1590,8 +1590,8 @@ class Figures:
         if selectors.DefaultSelector is getattr(selectors, 'SelectSelector', None):
             limit = min(limit, 512)         # Windows: our own select holds no more
         self.quick, self.limit = quick, limit
-        self.batch = (0.015 if quick else 0.08) * (1 if HAS_PROC else 5)     # ps is not exact
-        self.crowd = max(10, min(100 if quick else 500, limit - 250))
+        self.batch = (0.012 if quick else 0.08) * (1 if HAS_PROC else 5)     # ps is not exact
+        self.crowd = max(10, min(60 if quick else 500, limit - 250))
         self.steps = [0, 10, 100, 500, 1000] + ([] if quick else [10000])
         self.steps = [each for each in self.steps if each < limit - 250]
         self.groups = {group: {} for group in
@@ -1690,6 +1690,10 @@ def plan(figures):
         for size in POOLS:
             steps.append((1, size, words + size, measure_pool))
         steps.append((1, 'a pool and one client more', words + 'pools', measure_pool_limit))
+    for name, script, arguments in variants if HAS_PROC else ():
+        if name in QUEUE_READERS:
+            steps.append((2, name, f'what the kernel keeps, {name}', measure_kernel, script,
+                          arguments))
     for name in 'select', 'selectors poll':
         if name in names:
             steps.append((4, f'limit of {name}', f'how many {name} holds', measure_limit, name))
@@ -1965,17 +1969,12 @@ def measure_slow(figures, name, server, kind, seconds):
     Two clients ask together, and each answer takes so long: the figure is how much later than
     that both have theirs. It is the best of two tries: a busy machine only adds to it.
     """
-    for _ in range(3):
+    for _ in range(1 if figures.quick else 3):
         if kind == 'work' and name in PROCESSES:
             spare = min(ask(server.address, 1, seconds) for _ in range(2))
             figures.add(name, 'work_beside_ours_delays_s', max(0, spare - seconds))
         delay = min(ask(server.address, 2) for _ in range(2)) - seconds
         figures.add(name, f'{kind}_delays_s', max(0, delay))
-    if kind == 'work' and name in QUEUE_READERS:
-        for _ in range(3):          # the reading may come too late
-            if not figures.groups['kernel'].get(name):
-                count = queue_while_busy(server.address)
-                figures.add(name, 'receive_queue_bytes', count, 'kernel')
 
 
 def ask(address, clients, compute=0):
@@ -1994,27 +1993,24 @@ def ask(address, clients, compute=0):
         return time.perf_counter() - start
 
 
-def queue_while_busy(address):
-    """Return how many bytes of a client the kernel keeps while the server computes for others.
+def measure_kernel(figures, name, script, arguments):
+    """Add how many bytes of a client the kernel keeps while the server computes for another.
 
     0 means that they are in the server's memory already: the kernel has copied them meanwhile.
     """
-    count, busy = None, HAS_PROC
-    with contextlib.ExitStack() as stack:
-        *others, last = [stack.enter_context(socket.create_connection(address, ANSWER_SECONDS))
-                         for _ in range(13)]
-        answered([last], ANSWER_SECONDS)        # so all are accepted
-        for sock in others:
-            sock.sendall(b'x')
-        select.select(others, [], [], ANSWER_SECONDS)
-        time.sleep(0.005)                       # now it has read the rest of the others
-        last.sendall(b'second')
-        while busy and count != 0:
-            time.sleep(0.003)
-            now = receive_queue(last.getpeername(), last.getsockname())
-            busy = len(select.select(others, [], [], 0)[0]) < len(others)
-            count = now if busy else count
-    return count
+    server = start_server(script, *arguments, '--work', '0.2')
+    with server, contextlib.ExitStack() as stack:
+        first, second = (stack.enter_context(
+            socket.create_connection(server.address, ANSWER_SECONDS)) for _ in range(2))
+        if not answered([second], ANSWER_SECONDS):      # then both are accepted
+            raise RuntimeError('it did not answer')
+        first.sendall(b'x')
+        time.sleep(0.06)
+        second.sendall(b'second')
+        time.sleep(0.06)
+        count = receive_queue(second.getpeername(), second.getsockname())
+        if not select.select([first], [], [], 0)[0]:    # it still computes
+            figures.add(name, 'receive_queue_bytes', count, 'kernel')
 
 
 def has_gil():
@@ -2096,7 +2092,7 @@ def claim_pool_small(f):
 
 def claim_pool_larger(f):
     (one, four, sixteen), words = f.compare('latency_s', 'pool of 1', 'pool of 4', 'pool of 16',
-                                           group='pools')
+                                            group='pools')
     return every(below(four, one, 2), below(sixteen, four, 2)), (
         f'median time of an answer to one of 16 clients: {words}')
 
@@ -2228,7 +2224,7 @@ def claim_kernel_copies(f):
         raise NotMeasured('what the kernel still keeps can be read on Linux only')
     (ring, *others), words = f.compare('receive_queue_bytes', *QUEUE_READERS, group='kernel')
     copied, kept = max(ring) == 0, min(map(min, others)) > 0
-    # a busy machine may let another model read too early, between two computations
+    # on a busy machine another model may have read already
     return HOLDS if copied and kept else UNSURE if copied else FAILS, (
         f'of 6 bytes that came while the server computed, the kernel still kept: {words}')
 
