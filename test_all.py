@@ -1551,6 +1551,7 @@ class FaultTest(ServerTest):
             first, second = self.connect(server), self.connect(server)
             for _ in range(3):
                 self.assertEqual(ask(first) + ask(second), b'HELLOHELLO')
+            server.expect('cannot serve')
             server.stop()
             lines = sorted(server.seen + remaining_lines(server))
             self.assertEqual(lines[0], 'cannot serve (Cannot allocate memory): trying again')
