@@ -103,7 +103,6 @@ SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024      # powers of two
 FIRST_BUFFERS = 64      # provided before the first client, so that its first read can complete
 STRIDE = BUFSIZE + 64   # with a power of two, all buffers would begin in the same cache sets
 HEADER = bytes.__basicsize__ - 1    # in CPython the bytes begin here, counted from id(object)
-SUBMIT_AFTER = 0.01     # seconds: an answer must not wait while others are computed
 
 
 class IoUringLoop:
@@ -144,7 +143,7 @@ class IoUringLoop:
         self.tasks = {}         # user_data: the `send` of the coroutine that waits for it
         self.tail = self.head = 0       # where we write submissions, and read completions
         self.current_task = self.created = 0
-        self.submitted = 0.0    # when we last called io_uring_enter (time.perf_counter)
+        self.eager = False      # with slow answers, nothing asked for waits for the next one
         self.provide_buffers()
 
     def provide_buffers(self):
@@ -228,18 +227,18 @@ class IoUringLoop:
 
     def run(self):
         """Resume the coroutines as their operations complete, until an exception ends it."""
-        tasks, clock = self.tasks, time.perf_counter
+        tasks = self.tasks
         while True:
             completed = self.ring_u32[self.cq_tail] != self.head    # while we computed
             if self.queue or not completed:
                 self.submit(wait=not completed)
             for completion in self.completions():
+                if self.eager and self.queue:
+                    self.submit()
                 try:
                     tasks[completion[0]](completion)
                 except StopIteration:
                     del tasks[completion[0]]
-                if clock() - self.submitted > SUBMIT_AFTER:
-                    self.submit()
 
     def submit(self, wait=False):
         """Call io_uring_enter: hand over what the coroutines ask for. WAIT for a completion?"""
@@ -260,7 +259,6 @@ class IoUringLoop:
         except OSError as error:    # a signal, or the completion queue is full: read it first
             if error.errno not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
                 raise
-        self.submitted = time.perf_counter()
 
     def completions(self):
         """Return (user_data, res, flags) of what the kernel has completed since last time."""
@@ -395,6 +393,7 @@ def main():
         why = f'; no io_uring: {error}'
     listener = listen(args.host, args.port)
     if loop:
+        loop.eager = bool(args.delay or args.work)
         run(serve_io_uring, listener, 'asynchronous, io_uring: completion', loop.close)
     loop = open_asyncio()
     kind = 'IOCP: completion' if os.name == 'nt' else 'a selector: readiness'
