@@ -2585,7 +2585,8 @@ border-left:4px solid currentColor;break-inside:avoid}
 .claims li>*{color:var(--ink)}.claims b.verdict{color:inherit}.claims .soft{color:var(--soft)}
 .yes{color:var(--yes)}.no{color:var(--no)}.unsure{color:var(--unsure)}.unknown{color:var(--soft)}
 @media print{body{max-width:none;font-size:11px}.scroll{overflow:visible;border:0}
-table{font-size:8px}th,td{padding:1px 3px}.chart{break-inside:avoid}}
+table,td small,dl{font-size:8px}th,td{padding:1px 3px}.chart{break-inside:avoid}
+h2,h2+p{break-after:avoid}}
 '''
 INTRO = '''
 A server talks to many clients. Most of the time a client says nothing, and the server has to wait
