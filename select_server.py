@@ -43,6 +43,8 @@ def serve(listener):
     if not resume_at and listener not in rlist:
         rlist.append(listener)
     while True:
+        if resume_at:
+            resume_accepting(listener)
         timeout = RETRY_DELAY if resume_at else None
         rl, wl, xl = select.select(rlist, wlist, [], timeout)   # blocks until one is ready
         for sock in rl:
@@ -52,8 +54,6 @@ def serve(listener):
                 read(sock)
         for conn in wl:
             write(conn)
-        if resume_at and time.monotonic() >= resume_at:
-            resume_accepting(listener)
 
 
 def accept(listener):
@@ -129,14 +129,15 @@ def pause_accepting(listener, error):
     report_accept_error(error)
     rlist.remove(listener)
     resume_at = time.monotonic() + RETRY_DELAY
-    if not rlist + wlist:           # nobody is connected, and Windows cannot wait for nothing
-        time.sleep(RETRY_DELAY)
-        resume_accepting(listener)
 
 
 def resume_accepting(listener):
-    """Watch the listener again."""
+    """Watch the listener again when it is time."""
     global resume_at
+    if not rlist + wlist:       # nobody is connected, and Windows cannot wait for nothing
+        time.sleep(RETRY_DELAY)
+    elif time.monotonic() < resume_at:
+        return
     rlist.append(listener)
     resume_at = 0
 

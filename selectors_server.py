@@ -48,11 +48,11 @@ def serve(listener):
     if not resume_at and listener not in sel.get_map():
         sel.register(listener, selectors.EVENT_READ, accept)
     while True:
+        if resume_at:
+            resume_accepting(listener)
         timeout = RETRY_DELAY if resume_at else None
         for key, mask in sel.select(timeout):       # blocks until one is ready
             key.data(key.fileobj, mask)             # accept, read or write
-        if resume_at and time.monotonic() >= resume_at:
-            resume_accepting(listener)
 
 
 def accept(listener, mask):
@@ -128,14 +128,15 @@ def pause_accepting(listener, error):
     report_accept_error(error)
     sel.unregister(listener)
     resume_at = time.monotonic() + RETRY_DELAY
-    if not sel.get_map():           # nobody is connected, and Windows cannot wait for nothing
-        time.sleep(RETRY_DELAY)
-        resume_accepting(listener)
 
 
 def resume_accepting(listener):
-    """Watch the listener again."""
+    """Watch the listener again when it is time."""
     global resume_at
+    if not sel.get_map():       # nobody is connected, and Windows cannot wait for nothing
+        time.sleep(RETRY_DELAY)
+    elif time.monotonic() < resume_at:
+        return
     sel.register(listener, selectors.EVENT_READ, accept)
     resume_at = 0
 
