@@ -783,11 +783,12 @@ class Server:
     comes within TIMEOUT seconds. At the end of a `with` block the server is stopped.
     """
     running = set()
+    python = [sys.executable]
 
     def __init__(self, script, *arguments, timeout=10, before=(), **options):
         pipe_out = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
         options = {'stdin': subprocess.DEVNULL, **pipe_out, **options}
-        command = [*before, sys.executable, os.path.join(FOLDER, script), *arguments]
+        command = [*before, *self.python, os.path.join(FOLDER, script), *arguments]
         if '--port' not in arguments:
             command += ['--port', '0']
         self.name = ' '.join([script, *arguments])
@@ -921,7 +922,8 @@ def play_groups(lanes):
     others = [lane for lane in lanes if lane not in alone]
     size = 2 if (os.cpu_count() or 1) > 1 else 1
     pairs = [others[start:start + size] for start in range(0, len(others), size)]
-    return ([('read', lanes, 0.8), ('delay', lanes, 0.8)]
+    head_start = 0.2 + 0.05 * len(lanes)
+    return ([('read', lanes, head_start), ('delay', lanes, head_start)]
             + [('work', pair, 0.2) for pair in [alone, *pairs] if pair])
 
 
