@@ -4,8 +4,8 @@
     kernel           |-- wait for the data --|-- copying --|in place|
 
 The process hands the read over and goes on. The kernel waits for the data and
-copies them into a buffer of ours. When we look, they are already in place. That
-is completion. select and epoll only say that recv would not wait (readiness):
+copies it into a buffer of ours. When we look, it is already in place. That is
+completion. select and epoll only say that recv would not wait (readiness):
 the copy is still a call of the process.
 
 On Linux 6.0 and later this is done with io_uring, which this script calls
@@ -32,10 +32,10 @@ import warnings
 
 PORT = 8084             # next to those of the notes, which have no listing for this model
 BUFSIZE = 32768         # bytes that one recv takes at most
-RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+RETRY_DELAY = 0.1       # seconds until the next try after a call has failed
 answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
 loop = None     # the event loop: an IoUringLoop or asyncio's
-tasks = []      # asyncio keeps only weak references to its tasks
+tasks = []      # asyncio's task of accept
 
 
 # ---- the model
@@ -45,10 +45,10 @@ async def communicate(loop, conn):
     with conn:
         try:
             while True:
-                data = await loop.sock_recv(conn, BUFSIZE)      # resumed when data are in place
+                data = await loop.sock_recv(conn, BUFSIZE)      # resumed when data is in place
                 if not data:
                     break
-                await loop.sock_sendall(conn, answer(data))     # resumed when all are taken
+                await loop.sock_sendall(conn, answer(data))     # resumed when all is taken
         except (OSError, MemoryError):
             pass    # connection lost, or no memory: only this conversation ends
 
@@ -68,7 +68,7 @@ async def accept(loop, listener, sleep):
 
 def serve_io_uring(listener):
     """Completion: the loop is the IoUringLoop below."""
-    if not loop.tasks:
+    if not loop.tasks:      # keep_serving may call this again
         loop.create_task(accept(traced(loop), listener, loop.sleep))
     loop.run()
 
@@ -76,7 +76,7 @@ def serve_io_uring(listener):
 def serve_asyncio(listener):
     """asyncio's own loop: on Windows completion (IOCP), elsewhere readiness (a selector)."""
     listener.setblocking(False)
-    if not tasks:
+    if not tasks:           # keep_serving may call this again
         tasks.append(loop.create_task(accept(traced(loop), listener, asyncio.sleep)))
     loop.run_forever()
 
@@ -84,7 +84,7 @@ def serve_asyncio(listener):
 # ---- io_uring: class IoUringLoop, open_io_uring
 # Names and numbers are those of <linux/io_uring.h>.
 
-IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427      # system calls
+IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427  # <asm/unistd.h>
 IORING_SETUP_CQSIZE = 1 << 3
 IORING_SETUP_COOP_TASKRUN = 1 << 8              # Linux 5.19
 IORING_SETUP_SINGLE_ISSUER = 1 << 12            # Linux 6.0
@@ -100,7 +100,7 @@ io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, l
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
 SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024      # powers of two
-FIRST_BUFFERS = 64      # provided before the first client, so that its first read can complete
+FIRST_BUFFERS = 64      # provided at the start; others when needed: untouched memory costs nothing
 STRIDE = BUFSIZE + 64   # with a power of two, all buffers would begin in the same cache sets
 HEADER = bytes.__basicsize__ - 1    # in CPython the bytes begin here, counted from id(object)
 
@@ -143,11 +143,11 @@ class IoUringLoop:
         self.tasks = {}         # user_data: the `send` of the coroutine that waits for it
         self.tail = self.head = 0       # where we write submissions, and read completions
         self.current_task = self.created = 0
-        self.eager = False      # with slow answers, nothing asked for waits for the next one
+        self.eager = False      # submit before each answer: with slow ones, nobody waits for that
         self.provide_buffers()
 
     def provide_buffers(self):
-        """Make a ring of buffers. The kernel takes one when data come: idle clients need none."""
+        """Make a ring of buffers. The kernel takes one when data comes: idle clients need none."""
         self.buffers = mmap.mmap(-1, BUFFERS * STRIDE)
         self.buffer_ring = mmap.mmap(-1, BUFFERS * io_uring_buf.size)
         self.buffer_u16 = memoryview(self.buffer_ring).cast('H')
@@ -180,7 +180,7 @@ class IoUringLoop:
             self.queue.append(io_uring_sqe.pack(
                 IORING_OP_RECV, IOSQE_BUFFER_SELECT, conn.fileno(), 0, size, self.current_task))
             self.current_task, res, flags = yield
-            if res > 0:         # they are in place; a bytes object of them is Python's own copy
+            if res > 0:         # in place; a bytes object of it is Python's own copy
                 bid = flags >> IORING_CQE_BUFFER_SHIFT
                 self.to_return.append(self.buffer[bid])
                 start = bid * STRIDE
@@ -215,7 +215,7 @@ class IoUringLoop:
         self.current_task, _, _ = yield
 
     def create_task(self, coroutine):
-        """Run COROUTINE up to its first await. Its completion will resume it."""
+        """Run COROUTINE up to its first await. The completion of that operation resumes it."""
         caller, self.current_task = self.current_task, self.created
         self.created += 1
         self.tasks[self.current_task] = coroutine.send
@@ -347,7 +347,7 @@ def open_listener(family, address):
     listener = socket.socket(family, socket.SOCK_STREAM)
     if os.name == 'posix':      # restart at once; on Windows two servers could share the port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+    # an answer leaves at once, not held back to fill a packet; accepted sockets inherit this
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind(address)
     # with the notes' backlog of 5, a burst of clients would wait for seconds
@@ -392,7 +392,7 @@ def main():
             sys.exit(f'there is no io_uring here: {error}; take --engine asyncio')
         why = f'; no io_uring: {error}'
     listener = listen(args.host, args.port)
-    if loop:
+    if loop:        # run never returns
         loop.eager = bool(args.delay or args.work)
         run(serve_io_uring, listener, 'asynchronous, io_uring: completion', loop.close)
     loop = open_asyncio()
@@ -442,9 +442,11 @@ class TracedLoop:
     def __init__(self, loop):
         self.loop, self.create_task = loop, loop.create_task
         self.numbers, self.count = {}, 0    # of the connections, by their descriptors
-        self.started, self.ended = 'submitted', 'in place, seen after {}: '
+        self.started = 'queued' if isinstance(loop, IoUringLoop) else 'submitted'
+        self.ended = {'recv': 'in place, seen after {}: ', 'sendall': 'taken, seen after {}: '}
         if os.name == 'posix' and not isinstance(loop, IoUringLoop):
-            self.started, self.ended = 'asked', 'ready after {}, copied: '
+            self.started = 'asked'
+            self.ended = dict.fromkeys(self.ended, 'ready after {}, copied: ')
 
     async def sock_accept(self, listener):
         conn, addr = await self.loop.sock_accept(listener)
@@ -475,7 +477,7 @@ class TracedLoop:
         except OSError as error:
             trace(number, call, f'ended after {elapsed(start)}: {error.strerror}')
             raise
-        ended = self.ended if words else 'done at once, in {}: '
+        ended = self.ended[call] if words else 'done at once, in {}: '
         trace(number, call, ended.format(elapsed(start)), data or result)
         return result
 
@@ -539,7 +541,7 @@ def choose_answer(args):
 
 
 def compute(seconds):
-    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    """Use SECONDS of CPU time, holding the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -605,7 +607,7 @@ def arguments():
 
 
 def run(serve, listener, model, clean_up=lambda: None):
-    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
+    """Print `listening`, serve until a signal asks to stop, clean up, exit (0). Never returns."""
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, on_stop_signal)
@@ -638,7 +640,7 @@ def keep_serving(serve, listener):
 
 
 def start_timer():
-    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    """Interrupt blocking calls every 0.5 s: so a signal just before one is seen in time."""
     if os.name == 'posix':
         signal.signal(signal.SIGALRM, on_timer)
         signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
@@ -650,13 +652,13 @@ def on_stop_signal(signum, frame):
     if not stop_time:
         stop_time = time.monotonic()
         start_timer()       # the full 0.5 s until on_timer raises it again
-        sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
+        sys.unraisablehook = lambda *_: None    # Python would print the exception that it drops
         raise KeyboardInterrupt
 
 
 def on_timer(signum, frame):
     """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
-    if stop_time and time.monotonic() - stop_time > 0.4:    # not the tick that came with it
+    if stop_time and time.monotonic() - stop_time > 0.4:    # not a tick just after the signal
         raise KeyboardInterrupt
 
 

@@ -30,7 +30,7 @@ import time
 
 PORT = 8080             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+RETRY_DELAY = 0.1       # seconds until the next try after a call has failed
 answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
 pool_size = 4           # threads of the pool; --pool-size changes it
 
@@ -44,7 +44,7 @@ def communicate(conn):
     with conn:
         try:
             while True:
-                data = conn.recv(BUFSIZE)       # blocks: waits for the data, then copies them
+                data = conn.recv(BUFSIZE)       # blocks: waits for the data, then copies it
                 if not data:
                     break
                 conn.sendall(answer(data))      # blocks while the client does not read
@@ -169,7 +169,7 @@ def open_listener(family, address):
     listener = socket.socket(family, socket.SOCK_STREAM)
     if os.name == 'posix':      # restart at once; on Windows two servers could share the port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+    # an answer leaves at once, not held back to fill a packet; accepted sockets inherit this
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind(address)
     # with the notes' backlog of 5, a burst of clients would wait for seconds
@@ -308,7 +308,7 @@ def choose_answer(args):
 
 
 def compute(seconds):
-    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    """Use SECONDS of CPU time, holding the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -374,7 +374,7 @@ def arguments():
 
 
 def run(serve, listener, model, clean_up=lambda: None):
-    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
+    """Print `listening`, serve until a signal asks to stop, clean up, exit (0). Never returns."""
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, on_stop_signal)
@@ -407,7 +407,7 @@ def keep_serving(serve, listener):
 
 
 def start_timer():
-    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    """Interrupt blocking calls every 0.5 s: so a signal just before one is seen in time."""
     if os.name == 'posix':
         signal.signal(signal.SIGALRM, on_timer)
         signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
@@ -419,13 +419,13 @@ def on_stop_signal(signum, frame):
     if not stop_time:
         stop_time = time.monotonic()
         start_timer()       # the full 0.5 s until on_timer raises it again
-        sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
+        sys.unraisablehook = lambda *_: None    # Python would print the exception that it drops
         raise KeyboardInterrupt
 
 
 def on_timer(signum, frame):
     """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
-    if stop_time and time.monotonic() - stop_time > 0.4:    # not the tick that came with it
+    if stop_time and time.monotonic() - stop_time > 0.4:    # not a tick just after the signal
         raise KeyboardInterrupt
 
 

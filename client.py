@@ -1102,7 +1102,7 @@ def answer_of(words, at, spent):
     """Return the phases of an answer that was sent; none if it has only begun."""
     if 'bytes' not in words:
         return []
-    return [('process', 'free send' if 'in place' in words else 'send', at, at, spent[0]),
+    return [('process', 'free send' if 'taken' in words else 'send', at, at, spent[0]),
             ('kernel', 'send', at, at, spent[0])]
 
 

@@ -1,7 +1,7 @@
 """I/O multiplexing with select (section 3 of the notes).
 
     process   |--- blocked in select: waited ---|  recv |-- copied --|  answer
-    kernel    |---- wait for data of anyone ----|       |-- copying -|
+    kernel    |---- wait for anyone's data -----|       |-- copying -|
 
 One call waits for all sockets. Then recv only copies. Blocking I/O needs one
 call for a read, and this needs two: one client is not served faster. But one
@@ -26,7 +26,7 @@ import time
 
 PORT = 8083             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+RETRY_DELAY = 0.1       # seconds until the next try after a call has failed
 answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
 
 rlist = []      # sockets that we wait to read from: the listener and the clients
@@ -40,7 +40,7 @@ resume_at = 0   # when to watch the listener again (time.monotonic); 0: it is wa
 def serve(listener):
     """Wait for all sockets, then serve those that are ready."""
     listener.setblocking(False)
-    if not resume_at and listener not in rlist:
+    if not resume_at and listener not in rlist:     # keep_serving may call this again
         rlist.append(listener)
     while True:
         if resume_at:
@@ -63,19 +63,19 @@ def accept(listener):
     except OSError as error:
         pause_accepting(listener, error)
         return
-    try:
+    conn.setblocking(False)         # on Linux it does not inherit this from the listener
+    try:        # ask select first: a socket that it cannot watch would end the loop
         select.select(rlist + wlist + [conn], [], [], 0)
     except (ValueError, OSError) as error:      # its number is too high, or no memory
         refuse(conn, addr, f'we cannot watch it beside the others ({error})')
         return
-    conn.setblocking(False)         # on Linux it does not inherit this from the listener
     rlist.append(conn)
 
 
 def read(conn):
     """CONN has sent something: copy it and answer."""
     try:
-        data = conn.recv(BUFSIZE)   # does not wait: that is done
+        data = conn.recv(BUFSIZE)   # does not wait: select has waited
         if data:
             send(conn, answer(data))
             return
@@ -149,7 +149,7 @@ def open_listener(family, address):
     listener = socket.socket(family, socket.SOCK_STREAM)
     if os.name == 'posix':      # restart at once; on Windows two servers could share the port
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+    # an answer leaves at once, not held back to fill a packet; accepted sockets inherit this
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     listener.bind(address)
     # with the notes' backlog of 5, a burst of clients would wait for seconds
@@ -290,7 +290,7 @@ def choose_answer(args):
 
 
 def compute(seconds):
-    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    """Use SECONDS of CPU time, holding the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -356,7 +356,7 @@ def arguments():
 
 
 def run(serve, listener, model, clean_up=lambda: None):
-    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
+    """Print `listening`, serve until a signal asks to stop, clean up, exit (0). Never returns."""
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, on_stop_signal)
@@ -389,7 +389,7 @@ def keep_serving(serve, listener):
 
 
 def start_timer():
-    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    """Interrupt blocking calls every 0.5 s: so a signal just before one is seen in time."""
     if os.name == 'posix':
         signal.signal(signal.SIGALRM, on_timer)
         signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
@@ -401,13 +401,13 @@ def on_stop_signal(signum, frame):
     if not stop_time:
         stop_time = time.monotonic()
         start_timer()       # the full 0.5 s until on_timer raises it again
-        sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
+        sys.unraisablehook = lambda *_: None    # Python would print the exception that it drops
         raise KeyboardInterrupt
 
 
 def on_timer(signum, frame):
     """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
-    if stop_time and time.monotonic() - stop_time > 0.4:    # not the tick that came with it
+    if stop_time and time.monotonic() - stop_time > 0.4:    # not a tick just after the signal
         raise KeyboardInterrupt
 
 

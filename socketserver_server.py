@@ -1,7 +1,7 @@
 """The socketserver module (section 6 of the notes): the same steps in a class.
 
     ThreadingTCPServer(address, Handler)    socket(), bind(), listen()
-    serve_forever()                         select() and accept(), and then
+    serve_forever()                         poll() and accept(), and then
                                             a thread for each client, in which
         Handler(...).handle()               recv() and sendall() block,
                                             and close() when handle returns
@@ -35,9 +35,10 @@ except ImportError:     # Windows: there are no processes, so no lock between th
 
 PORT = 8081             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
+RETRY_DELAY = 0.1       # seconds until the next try after a call has failed
 answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
 operator = None         # the Operator, if one answers by hand
+server_class = None     # the class below that --mode chooses
 
 
 # ---- the model
@@ -49,7 +50,7 @@ class Handler(socketserver.BaseRequestHandler):
         conn = self.request
         try:
             while True:
-                data = conn.recv(BUFSIZE)       # blocks: waits for the data, then copies them
+                data = conn.recv(BUFSIZE)       # blocks: waits for the data, then copies it
                 if not data or operator and data.strip() == b'exit':
                     break
                 if operator:
@@ -61,14 +62,14 @@ class Handler(socketserver.BaseRequestHandler):
 
 
 class RobustMixIn:
-    """What the classes of socketserver leave to the people that use them."""
+    """What the classes of socketserver leave to those that use them."""
     allow_reuse_address = os.name == 'posix'    # on Windows two servers could share the port
     request_queue_size = max(socket.SOMAXCONN, 4096)    # with their backlog of 5, a burst waits
     daemon_threads = True       # the end does not wait for the conversations
     max_children = 1000000      # with the default of 40, client 41 waits until one leaves
 
     def server_bind(self):
-        # an answer leaves at once, and is not held back to fill a packet; clients inherit this
+        # an answer leaves at once, not held back to fill a packet; accepted sockets inherit this
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().server_bind()
 
@@ -84,11 +85,11 @@ class RobustMixIn:
             raise
 
     def handle_error(self, request, client_address):
-        """There was no thread or process for this client. The class closes its connection."""
+        """Say why this client is lost, such as for want of a thread. The class closes it."""
         line = f'refused {format_address(client_address)}: {sys.exc_info()[1]}'
         print_line(line, sys.stderr)
 
-    def getsockname(self):
+    def getsockname(self):      # as a listener has it: `run` prints the address
         return self.socket.getsockname()
 
 
@@ -132,13 +133,14 @@ class ThreadingServer(RobustMixIn, socketserver.ThreadingTCPServer):
     """A thread for each client."""
 
 
-if hasattr(socketserver, 'ForkingTCPServer'):
+ForkingServer = None
+if hasattr(os, 'fork'):
     class ForkingServer(RobustForkingMixIn, socketserver.ForkingTCPServer):
         """A process for each client."""
 
 
 def serve(server):
-    """Wait in select, accept, hand the client over: the loop is in the class."""
+    """Wait in poll (on Windows select), accept, hand the client over: all in the class."""
     server.serve_forever()
 
 
@@ -154,7 +156,8 @@ class Operator:
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.stdin = sys.stdin and open(0, 'rb', buffering=0, closefd=False)    # line by line
+        # without a buffer: a line read ahead would be hidden from poll and from other processes
+        self.stdin = sys.stdin and open(0, 'rb', buffering=0, closefd=False)
         self.left = False
         if fcntl:
             import tempfile
@@ -251,9 +254,9 @@ def print_prompt(text):
 # ---- start
 
 MODES = {
-    'thread': ('ThreadingServer', 'socketserver, a thread for each client'),
-    'serial': ('SerialServer', 'socketserver, one client after the other'),
-    'process': ('ForkingServer', 'socketserver, a process for each client'),
+    'thread': (ThreadingServer, 'socketserver, a thread for each client'),
+    'serial': (SerialServer, 'socketserver, one client after the other'),
+    'process': (ForkingServer, 'socketserver, a process for each client'),
 }
 
 
@@ -277,13 +280,13 @@ def main():
     parser.add_argument('--reply', choices=['operator', 'upper'],
                         help='who answers (default: operator at a terminal)')
     args = parser.parse_args()
-    name, model = MODES[args.mode]
-    if name not in globals():
+    answer = choose_answer(args)
+    server_class, model = MODES[args.mode]
+    if not server_class:
         sys.exit('--mode process needs os.fork, which is not here; take --mode thread')
-    server_class, answer = globals()[name], choose_answer(args)
     if args.trace:
         socket.socket = TracedSocket
-        server_class = type(name, (TraceMixIn, server_class), {})
+        server_class = type(server_class.__name__, (TraceMixIn, server_class), {})
     if args.reply == 'operator' or not args.reply and at_terminal():
         operator, model = Operator(), model + ', an operator answers'
     server = listen(args.host, args.port)
@@ -304,7 +307,9 @@ class TracedSocket(socket.socket):
         trace(conn.number, 'accept', words)
         return conn, addr
 
-    def recv(self, size):
+    def recv(self, size, flags=0):
+        if flags:       # at_end only looks
+            return super().recv(size, flags)
         return self.traced_call('recv', size)
 
     def sendall(self, data):
@@ -404,7 +409,7 @@ def choose_answer(args):
 
 
 def compute(seconds):
-    """Use SECONDS of CPU time. This thread holds the GIL, so no other thread can compute."""
+    """Use SECONDS of CPU time, holding the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
         pass
@@ -470,7 +475,7 @@ def arguments():
 
 
 def run(serve, listener, model, clean_up=lambda: None):
-    """Print `listening`, serve until a signal asks to stop, clean up, exit with status 0."""
+    """Print `listening`, serve until a signal asks to stop, clean up, exit (0). Never returns."""
     try:
         for number in STOP_SIGNALS:
             signal.signal(number, on_stop_signal)
@@ -503,7 +508,7 @@ def keep_serving(serve, listener):
 
 
 def start_timer():
-    """Interrupt blocking calls every 0.5 s: a signal just before one must not wait for its end."""
+    """Interrupt blocking calls every 0.5 s: so a signal just before one is seen in time."""
     if os.name == 'posix':
         signal.signal(signal.SIGALRM, on_timer)
         signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
@@ -515,13 +520,13 @@ def on_stop_signal(signum, frame):
     if not stop_time:
         stop_time = time.monotonic()
         start_timer()       # the full 0.5 s until on_timer raises it again
-        sys.unraisablehook = lambda *_: None    # Python must not print that it dropped it
+        sys.unraisablehook = lambda *_: None    # Python would print the exception that it drops
         raise KeyboardInterrupt
 
 
 def on_timer(signum, frame):
     """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
-    if stop_time and time.monotonic() - stop_time > 0.4:    # not the tick that came with it
+    if stop_time and time.monotonic() - stop_time > 0.4:    # not a tick just after the signal
         raise KeyboardInterrupt
 
 
