@@ -35,13 +35,12 @@ import unittest.mock
 import xml.dom.minidom
 
 import client
-from client import FOLDER, Server
+from client import FOLDER, LINGER_ZERO, Server
 
 Server.python = PYTHON = [sys.executable, '-S']     # no site-packages: no script needs one
 POSIX = os.name == 'posix'
 LINUX = sys.platform.startswith('linux')
 TIMEOUT = 10        # seconds until a test takes "not yet" for "never"
-LINGER_ZERO = struct.pack('ii', 1, 0) if POSIX else struct.pack('hh', 1, 0)    # close by a reset
 SOAK = float(os.environ.get('IO_MODELS_SOAK', 0))
 SERVERS = ['blocking_server.py', 'nonblocking_server.py', 'select_server.py', 'selectors_server.py',
            'async_server.py', 'socketserver_server.py']
@@ -2309,6 +2308,15 @@ def make_controlling_terminal():
 
 class LoadTest(ServerTest):
 
+    def test_idle_clients_that_cannot_connect(self):
+        """The first error ends it: each might take seconds."""
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            address = free.getsockname()
+        with unittest.mock.patch.object(client.socket, 'socket', wraps=socket.socket) as make:
+            socks, errors = client.open_idle(client.resolve(*address), 3)
+        self.assertEqual(make.call_count, 1)
+        self.assertEqual((socks, list(errors.values())), ([], [3]))
+
     def load(self, server, *arguments):
         ended = run('client.py', 'load', '--port', str(server.address[1]), '--seconds', '0.3',
                     '--json', *arguments)
@@ -2369,7 +2377,7 @@ class LoadTest(ServerTest):
             self.assertTrue(json.loads(report)['errors'])
 
 
-class CompareTest(unittest.TestCase):
+class CompareTest(ServerTest):
 
     def verdict(self, figures, decide):
         """Return the verdict on the claim that the function DECIDE of client.py decides."""
@@ -2406,9 +2414,60 @@ class CompareTest(unittest.TestCase):
                 figures.add('blocking serial', 'second_waits_s', each)
             self.assertEqual(self.verdict(figures, client.claim_serial), verdict)
 
+    def test_one_odd_value_is_enough_for_cannot_tell(self):
+        for odd, verdict in (0.025, client.HOLDS), (0.001, client.UNSURE):
+            figures = client.Figures(quick=True)
+            for name in 'select', 'nonblocking', 'blocking thread':
+                for value in 0.025, 0.025, odd if name == 'nonblocking' else 0.025:
+                    delay = 0.001 if 'thread' in name else value
+                    figures.add(name, 'delay_delays_s', delay)
+            self.assertEqual(self.verdict(figures, client.claim_waiting), verdict)
+
+    def test_few_open_files(self):
+        """What cannot be measured is said; the rest is judged."""
+        figures = client.Figures(quick=True)
+        figures.steps, figures.limit = [], 200
+        verdicts = {each['verdict'] for each in client.judge(figures)}
+        self.assertEqual(verdicts, {'could not be measured'})
+
+    @unittest.skipUnless(POSIX, 'on Windows the first thread is the server itself')
+    def test_a_refused_client_is_not_a_fast_one(self):
+        path = faulty_copy(self, 'blocking_server.py', ['thread', 2, 9, errno.EAGAIN])
+        with self.assertRaisesRegex(RuntimeError, 'closed the connection'):
+            client.second_client_wait(self.start_server(path).address)
+        with self.assertRaises((RuntimeError, ConnectionResetError)):
+            client.answer_time(self.start_server(path).address, 2)
+
+    @unittest.skipUnless(LINUX, 'reads /proc')
+    def test_process_with_half_a_character_in_its_name(self):
+        process = subprocess.Popen(
+            [*PYTHON, '-c', "open('/proc/self/comm', 'wb').write(b'\\xe4\\xb8'); print(input())"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        process.stdin.write(b'written\n')
+        process.stdin.flush()
+        self.addCleanup(process.communicate)
+        self.addCleanup(process.kill)
+        process.stdout.readline()
+        self.assertIn(process.pid, client.process_tree(os.getpid()))
+
+    @unittest.skipUnless(LINUX, 'reads /proc')
+    def test_two_servers_on_one_port(self):
+        """The CPU is that of the server which listens on this address."""
+        first = self.start_server('select_server.py')
+        try:
+            second = self.start_server('select_server.py', '--host', '::1', '--port',
+                                       str(first.address[1]))
+        except RuntimeError as error:
+            self.skipTest(f'no IPv6 here: {error}')
+        for server in first, second:
+            self.assertEqual(client.find_listener_pid(server.address), server.pid)
+            sock = self.connect(server)
+            self.assertEqual(ask(sock), b'HELLO')
+            self.assertEqual(client.receive_queue(server.address, sock.getsockname()), 0)
+
     def test_the_keys_of_the_json_are_documented(self):
         figures = client.Figures(quick=True)
-        report = client.report(figures, client.judge(figures), False)
+        report = client.json_report(figures, client.judge(figures), False)
         page = read_source('README.md').partition('compare --json` prints these keys')[2]
         block = re.search(r'^```text\n(.*?)^```$', page, flags=re.M | re.S)[1]
         self.assertEqual(set(report), set(re.findall(r'^(\w+) ', block, flags=re.M)))
