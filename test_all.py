@@ -1155,8 +1155,8 @@ class OperatorTest(ServerTest):
             server = self.start_operator('--mode', mode, '--trace')
             sock = self.connect(server)
             sock.sendall(b'hi')
-            server.expect("#1 +recv .*b'hi'")
-            server.expect("says 'hi'$")
+            self.assert_said(server, "#1 +recv .*b'hi'")     # on standard error
+            self.assert_said(server, "says 'hi'$")          # on standard output
             self.type_line(server, b'hello yourself\n')
             self.assertEqual(receive(sock, 14), b'hello yourself')
             server.expect("#1 +sendall .*b'hello yourself'")
