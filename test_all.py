@@ -1972,10 +1972,10 @@ class TraceTest(ServerTest):
         asked, number, unit, not_yet = self.find(
             lines, rf'#1 +recv +asked (\d+) times in {SPAN}, (\d+) times "not yet"$')
         self.assert_waited((number, unit))
-        self.assertGreater(int(not_yet), 1000)
+        self.assertGreater(int(not_yet), 100)
         self.assertEqual(int(asked), int(not_yet) + 1)
         work_rounds, = self.find(lines, r'- +work +other work done (\d+) times meanwhile$')
-        self.assertGreater(int(work_rounds), 1000)
+        self.assertGreater(int(work_rounds), 100)
         self.find(lines, rf"#1 +recv +copied in {SPAN}: 5 bytes b'hello'$")
         self.find(lines, rf"#1 +send +copied in {SPAN}: 5 bytes b'HELLO'$")
 
