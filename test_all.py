@@ -56,8 +56,14 @@ def setUpModule():
     old_handlers = {}
     if POSIX and threading.current_thread() is threading.main_thread():
         for number in signal.SIGINT, signal.SIGTERM, signal.SIGHUP:
-            if signal.getsignal(number) != signal.SIG_IGN:
-                old_handlers[number] = signal.signal(number, end_children)
+            handler = end_children
+            if signal.getsignal(number) == signal.SIG_IGN:      # nohup, or in the background
+                handler = ignore        # not SIG_IGN: what we start would inherit that
+            old_handlers[number] = signal.signal(number, handler)
+
+
+def ignore(number, frame):
+    pass
 
 
 def tearDownModule():
@@ -2422,6 +2428,11 @@ class CompareTest(ServerTest):
                     delay = 0.001 if 'thread' in name else value
                     figures.add(name, 'delay_delays_s', delay)
             self.assertEqual(self.verdict(figures, client.claim_waiting), verdict)
+
+    def test_a_rate_counts_the_time_without_answers(self):
+        server = self.start_server('nonblocking_server.py', '--pause', '0.05')
+        found = client.run_batches(server, 1, 10, 0.012)
+        self.assertLess(found.rate, 60)     # one answer in 0.05 s at most, and one in its batch: 83
 
     def test_few_open_files(self):
         """What cannot be measured is said; the rest is judged."""
