@@ -754,7 +754,8 @@ def receive_queue(server_address, client_address):
 
 def kernel_address(address):
     """Return a host as /proc/net/tcp and tcp6 write it: 127.0.0.1 is 0100007F."""
-    host = socket.inet_pton(socket.AF_INET6 if ':' in address[0] else socket.AF_INET, address[0])
+    family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
+    host = socket.inet_pton(family, address[0].partition('%')[0])       # fe80::1%eth0
     return ''.join(f'{word:08X}' for word in struct.unpack(f'={len(host) // 4}I', host))
 
 
@@ -1357,7 +1358,7 @@ def svg_bar(x, y, width, height, kind, label='', tip=''):
     """Return a bar of a kind (its colour and pattern), with the label in it if there is room."""
     tip = tag('title', escape(tip)) if tip else ''
     bar = tag('rect', tip, x=x, y=y, width=width, height=height, class_='bar',
-                  fill=f'url(#io-{kind})')
+              fill=f'url(#io-{kind})')
     label = short_label(label, (width - 2) / 7)
     if label:
         bar += svg_text(x + width / 2, y + height / 2 + 4.5, label, 'on', text_anchor='middle',
@@ -1790,11 +1791,7 @@ def run_batches(server, clients, batches, seconds, reconnect=False):
     load = LoadGenerator(resolve(*server.address), 64, reconnect=reconnect)
     took, done, latencies, costs = 0, 0, [], []
     try:
-        load.run(clients, 0.01)
-        before, count = -1, load.count_answered()
-        while before < count < clients:         # until all are answered, or no more of them are
-            load.run(0, 0.1)
-            before, count = count, load.count_answered()
+        warm_up(load, clients)
         for _ in range(batches):
             load.latencies.clear()
             used = cpu_seconds(server.pid)
@@ -1809,6 +1806,15 @@ def run_batches(server, clients, batches, seconds, reconnect=False):
                        load.count_answered())
     finally:
         load.close()        # only now: children that end would take their figures with them
+
+
+def warm_up(load, clients):
+    """Connect, and go on until all CLIENTS are answered, or no more of them are."""
+    load.run(clients, 0.01)
+    before, count = -1, load.count_answered()
+    while before < count < clients:
+        load.run(0, 0.1)
+        before, count = count, load.count_answered()
 
 
 def measure_rates(figures, name, server, clients):
@@ -2602,9 +2608,9 @@ def html_table(figures):
             f'{figures.crowd} idle clients, and messages of 64 bytes.')
     return [tag('h2', 'Every server'), tag('p', note),
             tag('div', tag('table', f'<thead><tr>{head}</tr></thead><tbody>{body}</tbody>'),
-                    class_='scroll'),
+                class_='scroll'),
             tag('dl', ''.join(tag('dt', escape(short)) + tag('dd', escape(long))
-                                  for short, _, long in legend))]
+                              for short, _, long in legend))]
 
 
 def html_cell(words):
@@ -2621,7 +2627,7 @@ def html_charts(figures):
                   for name, row in bar_values(figures, key).items()}
         if values:
             parts += [tag('h2', title), tag('div', draw_bars(title, values, unit, log),
-                                                    class_='chart')]
+                                            class_='chart')]
     if figures.groups['curve']:
         parts += [tag('h2', 'What idle clients cost the busy ones'), tag('p', (
             'Four clients are busy. More and more others are connected, and say nothing. select '
@@ -2688,9 +2694,9 @@ def draw_bars(title, values, unit, log):
         middle = statistics.median(each)
         parts += [svg_text(left - 6, y + 14, name, text_anchor='end'),
                   tag('rect', x=left, y=y + 3, width=max(1.0, end - left), height=row - 7,
-                          fill='#56b4e9', class_='bar'),
+                      fill='#56b4e9', class_='bar'),
                   tag('path', d=f'M{low:.1f} {y + row / 2 - 3:.1f}v5m0-2.5H{high:.1f}m0-2.5v5',
-                          stroke='currentColor', fill='none'),
+                      stroke='currentColor', fill='none'),
                   svg_text(max(end, high) + 5, y + 14,
                            '< 1' if log and middle < 1 else compact(middle))]
     return svg_page(width, bottom + 6, title, f'One bar for each server, in {unit}.', parts)
@@ -2720,9 +2726,9 @@ def draw_curve(figures):
         colour, marker = CURVE_LOOKS[name]
         points = [(along(max(1, number)), up(statistics.median(values))) for number, values in row]
         parts.append(tag('polyline', points=' '.join(f'{x:.1f},{y:.1f}' for x, y in points),
-                             style=f'stroke:{colour};stroke-width:2'))
+                         style=f'stroke:{colour};stroke-width:2'))
         parts += [tag('path', d=f'M{x:.1f} {up(min(values)):.1f}V{up(max(values)):.1f}',
-                          stroke=colour, stroke_width=1.2)
+                      stroke=colour, stroke_width=1.2)
                   for (x, y), (number, values) in zip(points, row)]
         parts += [draw_marker(x, y, colour, marker) for x, y in points]
         ends.append([points[-1][1], name, colour, marker])
@@ -2733,7 +2739,7 @@ def draw_curve(figures):
 
 def draw_marker(x, y, colour, path):
     return tag('path', d=path, transform=f'translate({x:.1f} {y:.1f})', fill=colour,
-                   stroke=colour, stroke_width=1.5)
+               stroke=colour, stroke_width=1.5)
 
 
 def draw_labels(ends, x, bottom):
@@ -2788,27 +2794,28 @@ class Parser(argparse.ArgumentParser):
 
 def parse_arguments(words):
     """Return the arguments; without a command they are those of chat."""
-    shape = {'description': __doc__, 'formatter_class': argparse.RawDescriptionHelpFormatter}
-    parser = Parser(**shape)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest='command', metavar='chat | load | figure | compare')
-    where = argparse.ArgumentParser(add_help=False)
-    where.add_argument('--host', default='127.0.0.1',
-                       help='where the server listens (default %(default)s)')
-    where.add_argument('--port', type=number_between(int, 1, 65535), default=8080,
-                       help='its port (default %(default)s)')
+    for add_command in add_chat, add_load, add_figure, add_compare:
+        add_command(commands)
+    known = *commands.choices, '-h', '--help'
+    return parser.parse_args(words if words and words[0] in known else ['chat', *words])
 
-    shape['description'] = CHAT_HELP
-    add = commands.add_parser('chat', parents=[where], help='talk to a server (the default)',
-                              **shape).add_argument
+
+def add_chat(commands):
+    add = add_address(commands.add_parser(
+        'chat', help='talk to a server (the default)', description=CHAT_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter))
     add('-m', dest='message', action='append', metavar='TEXT',
         help='send TEXT, print the reply, leave; may be repeated')
     add('--quiet', type=number_between(float, 0.001, 3600), default=0.2, metavar='SECONDS',
         help='a reply ends when nothing has come for so long (default %(default)s)')
 
-    add = commands.add_parser(
-        'load', parents=[where], help='load a server, and measure',
-        description='Send requests from many connections, and check each answer byte for byte.'
-    ).add_argument
+
+def add_load(commands):
+    add = add_address(commands.add_parser(
+        'load', help='load a server, and measure',
+        description='Send requests from many connections, and check each answer byte for byte.'))
     add('--connections', type=number_between(int, 1, 100000), default=100, metavar='N',
         help='connections that send requests all the time (default %(default)s)')
     add('--seconds', type=number_between(float, 0.01, 86400), default=5,
@@ -2820,10 +2827,14 @@ def parse_arguments(words):
     add('--reconnect', action='store_true', help='a new connection for each request')
     add('--json', action='store_true', help='print the figures as JSON')
 
-    shape['description'] = FIGURE_HELP
-    add = commands.add_parser('figure', help='draw the models, from a run', **shape).add_argument
+
+def add_figure(commands):
+    add = commands.add_parser('figure', help='draw the models, from a run', description=FIGURE_HELP,
+                              formatter_class=argparse.RawDescriptionHelpFormatter).add_argument
     add('--svg', metavar='FILE', help='write one picture for a browser, instead of text')
 
+
+def add_compare(commands):
     add = commands.add_parser(
         'compare', help='measure every server and every claim of the notes',
         description='Start every server of this folder, measure it, and judge each claim.'
@@ -2831,8 +2842,15 @@ def parse_arguments(words):
     add('--quick', action='store_true', help='a third of the time, and rougher figures')
     add('--json', action='store_true', help='print the figures as JSON')
     add('--html', metavar='FILE', help='also write the whole report as a page for a browser')
-    known = *commands.choices, '-h', '--help'
-    return parser.parse_args(words if words and words[0] in known else ['chat', *words])
+
+
+def add_address(command):
+    """Add the address of the server to a command; return its add_argument, for more."""
+    add = command.add_argument
+    add('--host', default='127.0.0.1', help='where the server listens (default %(default)s)')
+    add('--port', type=number_between(int, 1, 65535), default=8080,
+        help='its port (default %(default)s)')
+    return add
 
 
 def main():

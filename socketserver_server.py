@@ -133,10 +133,11 @@ class ThreadingServer(RobustMixIn, socketserver.ThreadingTCPServer):
     """A thread for each client."""
 
 
-ForkingServer = None
 if hasattr(os, 'fork'):
     class ForkingServer(RobustForkingMixIn, socketserver.ForkingTCPServer):
         """A process for each client."""
+else:
+    ForkingServer = None
 
 
 def serve(server):

@@ -23,7 +23,6 @@ import select
 import selectors
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
