@@ -2538,6 +2538,13 @@ class FigureTest(ServerTest):
                 self.assertAlmostEqual(placed[0][3], 30, delta=1)       # the wait is to scale
                 self.assertEqual({width for _, kind, _, width, _ in placed if kind == 'copy'}, {8})
 
+    def test_who_sends_the_answer(self):
+        """With completion the process goes on while the kernel takes it."""
+        for words, kind in ("taken, seen after 72 us: 5 bytes b'HELLO'", 'free send'), (
+                "copied in 72 us: 5 bytes b'HELLO'", 'send'):
+            process, kernel = client.answer_of(words, 1, ['72 us'])
+            self.assertEqual((process[1], kernel[1]), (kind, 'send'))
+
     def test_clients_of_a_made_up_trace(self):
         lines = ['   2.100 s  #1   accept   took 5 us: 127.0.0.1:7 joined',
                  '   2.500 s  #1   answer   waited 150.0 ms']
