@@ -803,7 +803,7 @@ class Server:
 
     def __init__(self, script, *arguments, timeout=10, before=(), **options):
         pipe_out = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
-        options = {'stdin': subprocess.DEVNULL, **pipe_out, **options}
+        options = {'stdin': subprocess.DEVNULL, 'start_new_session': True, **pipe_out, **options}
         command = [*before, *self.python, os.path.join(FOLDER, script), *arguments]
         if '--port' not in arguments:
             command += ['--port', '0']
@@ -854,15 +854,14 @@ class Server:
         return match
 
     def stop(self):
-        """End the server and return its status. SIGTERM comes first: so it ends its children."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            for reader in self.readers:     # they end when it does, sooner than process.wait does
-                reader.join(3)
-            try:
-                self.process.wait(0.1 if self.readers else 3)
-            except subprocess.TimeoutExpired:
+        """End the server and its children, which are of its session, and return its status."""
+        with contextlib.suppress(OSError):
+            if os.name == 'posix':
+                os.killpg(self.pid, signal.SIGKILL)
+            else:
                 self.process.kill()
+        for reader in self.readers:
+            reader.join(3)
         Server.running.discard(self)
         return self.process.wait()
 

@@ -3,35 +3,32 @@
     process   recv? recv? recv? recv? recv? recv? |-- copied --|  answer
               not   not   not   not   not         |            |
               yet   yet   yet   yet   yet         |            |
-    kernel    |------- wait for the data ---------|-- copying -|
+    kernel    |------ waits for the data ---------|-- copying -|
 
 recv never waits. If no data has come, it fails at once with EAGAIN: not yet.
 Then the process does other work, looks at the other clients, and asks again
 (polling). It asks even while nobody speaks, so one processor is always busy.
 With --pause it asks less often, and answers late.
 
+A client that does not take its answer is not read from until it has taken it.
+Meanwhile it is in wlist, not in rlist.
+
 Run it:      python nonblocking_server.py --trace
 Talk to it:  python client.py --port 8083
-Read first:  serve, other_work, accept, read, write, send, close.
-             The rest can wait.
 """
 import argparse
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 
 PORT = 8083             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
-RETRY_DELAY = 0.1       # seconds until the next try after a call has failed
-answer = bytes.upper    # makes an answer of a client's bytes; see choose_answer
+answer = None           # turns a client's bytes into the answer; see choose_answer
 pause = 0               # seconds to sleep between two rounds of polling; --pause changes it
-
 rlist = []      # clients that we ask for bytes
-wlist = []      # clients that have not taken their whole answer: we offer them the rest
-unsent = {}     # the rest of the answer for each client in wlist
+wlist = {}      # clients we still owe bytes, each with the rest of its answer
 work_rounds = 0     # how often the loop was free for other work
 
 
@@ -45,7 +42,7 @@ def serve(listener):
             pass
         for conn in rlist[:]:
             read(conn)
-        for conn in wlist[:]:
+        for conn in list(wlist):
             write(conn)
         other_work()
 
@@ -62,14 +59,14 @@ def accept(listener):
     """Take a client if one waits; return whether one did."""
     try:
         conn, addr = listener.accept()
+        conn.setblocking(False)     # on Linux it does not inherit this from the listener
+        rlist.append(conn)
+        return True
     except (BlockingIOError, ConnectionError):  # EAGAIN: not yet; or it left before we accepted
         return False
-    except OSError as error:
+    except (OSError, MemoryError) as error:     # the next round tries again
         report_accept_error(error)
         return False
-    conn.setblocking(False)         # on Linux it does not inherit this from the listener
-    rlist.append(conn)
-    return True
 
 
 def read(conn):
@@ -77,19 +74,19 @@ def read(conn):
     try:
         data = conn.recv(BUFSIZE)   # does not wait
         if data:
-            send(conn, answer(data))
-            return
+            send(conn, answer(conn, data))
+        else:
+            close(conn)
     except BlockingIOError:         # EAGAIN: not yet
-        return
-    except (OSError, MemoryError):  # connection lost, or no memory: only this one ends
         pass
-    close(conn)
+    except (OSError, MemoryError):  # connection lost, or no memory: only this one ends
+        close(conn)
 
 
 def write(conn):
     """Offer CONN the rest of its answer."""
     try:
-        send(conn, unsent[conn])
+        send(conn, wlist[conn])
     except (OSError, MemoryError):
         close(conn)
 
@@ -100,22 +97,19 @@ def send(conn, data):
         sent = conn.send(data)
     except BlockingIOError:
         sent = 0
-    was_waiting = conn in unsent
     if sent < len(data):
-        unsent[conn] = data[sent:]
-        if not was_waiting:
+        if conn not in wlist:
             rlist.remove(conn)
-            wlist.append(conn)
-    elif was_waiting:
-        del unsent[conn]
-        wlist.remove(conn)
+        wlist[conn] = data[sent:]
+    elif conn in wlist:
+        del wlist[conn]
         rlist.append(conn)
 
 
 def close(conn):
     """Forget CONN and give its descriptor back."""
-    (wlist if conn in wlist else rlist).remove(conn)
-    unsent.pop(conn, None)
+    if wlist.pop(conn, None) is None:
+        rlist.remove(conn)
     conn.close()
 
 
@@ -124,14 +118,17 @@ def close(conn):
 def open_listener(family, address):
     """Return a listening socket. These are the first steps of every server in the notes."""
     listener = socket.socket(family, socket.SOCK_STREAM)
-    if os.name == 'posix':      # restart at once; on Windows two servers could share the port
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # an answer leaves at once, not held back to fill a packet; accepted sockets inherit this
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    listener.bind(address)
-    # with the notes' backlog of 5, a burst of clients would wait for seconds
-    listener.listen(max(socket.SOMAXCONN, 4096))
-    return listener
+    try:
+        if os.name == 'posix':      # restart at once; on Windows two servers could share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # an answer leaves at once, not held back to fill a packet; accepted sockets inherit this
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.bind(address)
+        listener.listen(max(socket.SOMAXCONN, 4096))    # with the notes' 5, a burst waits seconds
+        return listener
+    except OSError:
+        listener.close()
+        raise
 
 
 def main():
@@ -143,8 +140,7 @@ def main():
     answer, pause = choose_answer(args), args.pause
     if args.trace:
         socket.socket = TracedSocket
-    model = f'non-blocking, polling every {pause:g} s' if pause else 'non-blocking, polling'
-    run(serve, listen(args.host, args.port), model)
+    run(serve, 'non-blocking, polling' + (f' every {pause:g} s' if pause else ''), args)
 
 
 # ---- --trace
@@ -158,27 +154,18 @@ class TracedSocket(socket.socket):
     def accept(self):
         conn, addr = self.counted_call('accept')
         TracedSocket.count = conn.number = TracedSocket.count + 1
-        self.trace_success(conn.number, 'accept', f'{format_address(addr)} joined')
+        self.trace_success(conn.number, 'accept', f'took {{}}: {format_address(addr)} joined')
         return conn, addr
 
     def recv(self, size):
         data = self.counted_call('recv', size)
-        self.trace_success(self.number, 'recv', '', data)
+        self.trace_success(self.number, 'recv', 'copied in {}: ', data)
         return data
 
     def send(self, data):
-        try:
-            sent = self.counted_call('send', data)
-        except BlockingIOError:
-            if self not in unsent:
-                trace(self.number, 'wlist', f'{len(data)} bytes are unsent: not read meanwhile')
-            raise
+        sent = self.counted_call('send', data)
         part = f'{sent} of ' * (sent < len(data))
-        self.trace_success(self.number, 'send', part, data)
-        if part:
-            trace(self.number, 'wlist', f'{len(data) - sent} bytes are unsent: not read meanwhile')
-        elif self in unsent:
-            trace(self.number, 'rlist', 'all is sent: read again')
+        self.trace_success(self.number, 'send', f'copied in {{}}: {part}', data)
         return sent
 
     def counted_call(self, call, *arguments):
@@ -191,8 +178,8 @@ class TracedSocket(socket.socket):
         except BlockingIOError:
             raise
         except OSError as error:
-            self.asked = 0
-            trace(self.number, call, f'took {elapsed(self.start)}: {error.strerror}')
+            if self.number:     # what accept says is reported only once
+                trace(self.number, call, f'took {elapsed(self.start)}: {error.strerror}')
             raise
 
     def trace_success(self, number, call, words, data=None):
@@ -201,81 +188,51 @@ class TracedSocket(socket.socket):
             count = f'asked {self.asked} times in {elapsed(self.first)}'
             trace(number, call, f'{count}, {self.asked - 1} times "not yet"')
             trace(None, 'work', f'other work done {work_rounds - self.rounds} times meanwhile')
-        trace(number, call, f'copied in {took}: {words}', data)
+        trace(number, call, words.format(took), data)
         self.asked = 0
 
 
 # ---- the same in every server
 
-STOP_SIGNALS = [getattr(signal, each) for each in ('SIGINT', 'SIGTERM', 'SIGQUIT', 'SIGBREAK')
-                if hasattr(signal, each)]
-if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-    STOP_SIGNALS.append(signal.SIGHUP)      # the terminal was closed; nohup makes us ignore that
 START_TIME = time.perf_counter()
-current = threading.local()     # .number: the connection of this thread's last line of trace
-last_reports = {}               # when each line of `report` was last printed (time.monotonic)
-stop_time = 0                   # when a signal asked us to stop (time.monotonic)
-
-
-def listen(host, port):
-    """Return a listener on HOST and PORT; if that cannot be, exit with status 1 and the reason."""
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return open_listener(family=found[0], address=found[4])
-    except (OSError, UnicodeError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {host!a}, port {port}: {reason}')
-
-
-def refuse(conn, addr, reason):
-    """Close the connection of one client, so that the others can stay."""
-    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
-    conn.close()
+reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
-    """Say why no client can be accepted now. The usual reason is that no descriptor is left."""
-    report(f'cannot accept ({error.strerror}): new clients wait; connected ones are still served')
-
-
-def report(line):
-    """Print LINE on standard error, but the same line at most once in ten seconds."""
-    if time.monotonic() - last_reports.get(line, -10) >= 10:
-        last_reports[line] = time.monotonic()
-        print_line(line, sys.stderr)
+    """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
+    reason = getattr(error, 'strerror', None) or 'out of memory'
+    if reason not in reported:
+        reported.add(reason)
+        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
 
 
 def choose_answer(args):
-    """Return what makes an answer from a client's bytes: bytes.upper, or the same made slow."""
-    def slow_answer(data):
-        start = time.perf_counter()
-        if args.delay:
-            time.sleep(args.delay)      # as for a database: this thread sleeps, others can run
-            if args.trace:
-                trace(current.number, 'answer', f'waited {elapsed(start)}')
-        start = time.perf_counter()
-        if args.work:
-            compute(args.work)
-            if args.trace:
-                words = f'computed {args.work:.3f} s of CPU in {elapsed(start)}'
-                trace(current.number, 'answer', words)
+    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
+    def slow_answer(conn, data):
+        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
+                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
+            if seconds:
+                start = time.perf_counter()
+                spend(seconds)
+                if args.trace:
+                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
         return data.upper()
-    return slow_answer if args.delay or args.work else bytes.upper
+    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
 
 
 def compute(seconds):
-    """Use SECONDS of CPU time, holding the GIL: threads that compute take turns."""
+    """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        pass
+        for _ in range(2000):       # reading the clock is a system call: do it rarely
+            pass
 
 
 def trace(number, call, words, data=None):
     """Print a line of at most 80 columns: time since the start, connection, call, its phases."""
-    if number:
-        current.number = number
     if data is not None:
-        words += f'{len(data)} bytes {data[:60]!r}' if data else "b'': the client closed"
+        size = '1 byte' if len(data) == 1 else f'{len(data)} bytes'
+        words += f'{size} {data[:60]!r}' if data else "b'': the client closed"
     who = f'#{number}' if number else '-'
     line = f'{time.perf_counter() - START_TIME:8.3f} s  {who:<4} {call:<8} {words}'
     print_line(line if len(line) <= 80 else line[:77] + '...', sys.stderr)
@@ -289,19 +246,19 @@ def elapsed(start):
     return f'{seconds:.3f} s' if seconds >= 1 else f'{seconds * 1e3:.1f} ms'
 
 
-def print_line(line, stream=sys.stdout):
-    """Write LINE at once. os.write holds no lock, so a signal can end it if nobody reads."""
+def print_line(line, stream):
+    """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
-        if stream:      # None if it was closed when we started
-            line = f'{line}\n'.encode(stream.encoding, 'backslashreplace')
-            os.write(stream.fileno(), line)
-    except OSError:
-        pass            # nobody reads any more (`| head -1`): the server goes on
+        stream.write(line + '\n')
+        stream.flush()
+    except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
+        pass
 
 
 def format_address(address):
-    """Return ADDRESS as people write it: 127.0.0.1:8080 or [::1]:8080."""
-    return ('[{}]:{}' if ':' in address[0] else '{}:{}').format(*address)
+    """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
 def number_between(kind, low, high):
@@ -319,96 +276,39 @@ def arguments():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     seconds = {'default': 0, 'type': number_between(float, 0, 86400), 'metavar': 'SECONDS'}
     add = parser.add_argument
-    add('--host', default='127.0.0.1',
-        help='address to listen on (default %(default)s; ::1 for IPv6)')
+    add('--host', default='127.0.0.1', help='address to listen on (%(default)s; ::1 for IPv6)')
     add('--port', default=PORT, type=number_between(int, 0, 65535),
-        help='port to listen on (default %(default)s; 0 takes a free one)')
-    add('--delay', help='each answer waits so long, as for a database', **seconds)
-    add('--work', help='each answer needs so much computing (CPU time)', **seconds)
+        help='port to listen on (%(default)s; 0 takes a free one)')
+    add('--delay', help='wait this long before each answer, as for a database', **seconds)
+    add('--work', help='spend this much CPU time on each answer', **seconds)
     add('--trace', action='store_true', help='print each I/O call and its phases')
     return parser
 
 
-def run(serve, listener, model, clean_up=lambda: None):
-    """Print `listening`, serve until a signal asks to stop, clean up, exit (0). Never returns."""
+def run(serve, model, args):
+    """Listen, say so, and serve. If we cannot listen, exit with status 1 and the reason."""
     try:
-        for number in STOP_SIGNALS:
-            signal.signal(number, on_stop_signal)
-        start_timer()
+        found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
+        listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-        print_line(f'listening on {address} ({model}; Ctrl-C stops)')
-        if os.name == 'posix':
-            keep_serving(serve, listener)
-        else:   # on Windows Ctrl-C interrupts no blocking call: the main thread must not block
-            thread = threading.Thread(target=keep_serving, args=(serve, listener), daemon=True)
-            thread.start()
-            while thread.is_alive() and not stop_time:
-                thread.join(0.5)
-            if not stop_time:
-                sys.exit(1)     # it has failed, and said why
-    except KeyboardInterrupt:
-        pass
-    finish(clean_up)
-
-
-def keep_serving(serve, listener):
-    """Call SERVE. If the kernel has no memory for its calls, wait and go on (select(2): ENOMEM)."""
-    while True:
-        try:
-            serve(listener)
-        except (OSError, MemoryError) as error:
-            reason = getattr(error, 'strerror', None) or 'out of memory'
-            report(f'cannot serve ({reason}): trying again')
-            time.sleep(RETRY_DELAY)
-
-
-def start_timer():
-    """Interrupt blocking calls every 0.5 s: so a signal just before one is seen in time."""
-    if os.name == 'posix':
-        signal.signal(signal.SIGALRM, on_timer)
-        signal.setitimer(signal.ITIMER_REAL, 0.5, 0.5)
-
-
-def on_stop_signal(signum, frame):
-    """Raise KeyboardInterrupt at the first signal. Ignore later ones."""
-    global stop_time
-    if not stop_time:
-        stop_time = time.monotonic()
-        start_timer()       # the full 0.5 s until on_timer raises it again
-        sys.unraisablehook = lambda *_: None    # Python would print the exception that it drops
-        raise KeyboardInterrupt
-
-
-def on_timer(signum, frame):
-    """Raise KeyboardInterrupt again: Python drops it inside the callback of a weak reference."""
-    if stop_time and time.monotonic() - stop_time > 0.4:    # not a tick just after the signal
-        raise KeyboardInterrupt
-
-
-def finish(clean_up):
-    """Clean up, print `stopped`, and exit without waiting for threads: they may be blocked."""
-    global stop_time
-    for number in STOP_SIGNALS:     # not SIG_IGN: Python prints an error if one is pending
-        signal.signal(number, lambda *_: None)
-    stop_time = 0           # the timer must not interrupt the clean-up
-    clean_up()
-    try:
-        stop_time = 1       # but it interrupts this: nobody may read the last line
-        print_line('stopped')
-        stop_time = 0
-    except KeyboardInterrupt:
-        pass
-    os._exit(0)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
+    serve(listener)
 
 
 def start(main):
-    """Call MAIN. If it fails before the server listens, say why in one line (status 1)."""
+    """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+        signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
+    for stream in sys.stdin, sys.stdout, sys.stderr:
+        if stream:          # so that no text is an error: a console may not show every character
+            stream.reconfigure(errors='backslashreplace')
     try:
         main()
-    except KeyboardInterrupt:
-        sys.exit(1)
-    except OSError as error:
-        sys.exit(f'cannot start: {error.strerror or error}')
+    except (OSError, ValueError, MemoryError) as error:
+        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or error or "out of memory"}')
 
 
 if __name__ == '__main__':
