@@ -95,9 +95,9 @@ def send(conn, data):
     except BlockingIOError:
         sent = 0
     if sent < len(data):
-        if conn not in wlist:
+        waits, wlist[conn] = conn in wlist, data[sent:]     # first: there may be no memory for it
+        if not waits:
             sel.modify(conn, selectors.EVENT_WRITE, write)
-        wlist[conn] = data[sent:]
     elif conn in wlist:
         del wlist[conn]
         sel.modify(conn, selectors.EVENT_READ, read)
@@ -318,12 +318,12 @@ def start(main):
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if stream:          # so that no text is an error: a console may not show every character
+        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
             stream.reconfigure(errors='backslashreplace')
     try:
         main()
     except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or error or "out of memory"}')
+        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
 
 
 if __name__ == '__main__':

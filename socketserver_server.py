@@ -25,10 +25,6 @@ import socketserver
 import sys
 import threading
 import time
-try:
-    import termios
-except ImportError:     # Windows
-    termios = None
 
 PORT = 8081             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
@@ -54,6 +50,7 @@ class Handler(socketserver.BaseRequestHandler):
         except (OSError, MemoryError):
             pass    # connection lost, or no memory: only this conversation ends
         if operator:
+            conn.close()        # now: the line below may have to wait for the end of a prompt
             operator.say(f'{format_address(self.client_address)} has left')
 
 
@@ -74,9 +71,8 @@ class RobustMixIn:
         return accept_with_retry(self.socket)
 
     def handle_error(self, request, client_address):
-        """Turn this client away because no thread or process could start. The class closes it."""
-        line = f'refused {format_address(client_address)}: {sys.exc_info()[1]}'
-        print_line(line, sys.stderr)
+        """Turn this client away (mostly: no thread or process could start). The class closes it."""
+        print_line(f'refused {format_address(client_address)}: {sys.exc_info()[1]}', sys.stderr)
 
     def getsockname(self):      # as a listener has it: `run` prints the address
         return self.socket.getsockname()
@@ -151,14 +147,18 @@ class Operator:
 
         An empty line is asked for again, but it skips a client that may be gone.
         """
-        if termios and os.isatty(0):    # what was typed before was not meant for this client
-            termios.tcflush(0, termios.TCIFLUSH)
+        try:
+            import termios
+            termios.tcflush(0, termios.TCIFLUSH)    # what was typed before was not for this client
+        except Exception:       # termios.error: not a terminal; ImportError: Windows
+            pass
         while True:
             closed = has_closed(conn)
             if closed:
                 print_line(f'{client} has closed its side: Enter skips it', sys.stdout)
             try:
-                line = input(f'answer to {client}>>: ').strip()
+                print(f'answer to {client}>>: ', end='', flush=True)
+                line = input().strip()
             except (EOFError, OSError, RuntimeError):   # the end of input, or it is closed
                 return None
             if line or closed:
@@ -259,8 +259,7 @@ class TraceMixIn:
 
     def server_activate(self):
         super().server_activate()
-        backlog = self.request_queue_size
-        trace(None, 'listen', f'by the class, in server_activate: backlog {backlog}')
+        trace(None, 'listen', f'by the class, in server_activate: {self.request_queue_size}')
 
     def serve_forever(self):
         trace(None, 'poll', 'blocks ... in serve_forever')
@@ -387,12 +386,12 @@ def start(main):
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if stream:          # so that no text is an error: a console may not show every character
+        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
             stream.reconfigure(errors='backslashreplace')
     try:
         main()
     except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or error or "out of memory"}')
+        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
 
 
 if __name__ == '__main__':
