@@ -194,8 +194,8 @@ class Load:
         self.family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
         self.payload = PAYLOAD * math.ceil(2 * size / len(PAYLOAD))
         self.upper = self.payload.upper()
-        self.sel = selectors.DefaultSelector()
-        self.begun, self.requests = [], 0           # when each connection's open request began
+        # begun: when the open request of each connection began
+        self.sel, self.begun, self.requests = selectors.DefaultSelector(), [], 0
         self.errors, self.first_wrong = collections.Counter(), ''
         self.forget()
 
@@ -278,13 +278,13 @@ class Load:
                 raise ConnectionError('closed by the server')
             received += data
         latency = time.perf_counter() - self.begun[number]
+        self.answered.add(number)
         if received != expected:
             self.note_wrong(received, expected)
         us, step = int(latency * 1e6), 1
         while us >= 1000 * step:
             step *= 10
         self.latencies[us // step * step] += 1
-        self.answered.add(number)
         self.done += 1
         if latency > self.slowest:
             self.slowest = latency
@@ -292,14 +292,14 @@ class Load:
     def note_wrong(self, received, expected):
         """Count a wrong answer, and describe the first. Where one is too long, nobody knows where
         the next begins: that connection ends."""
-        self.errors['wrong answer'] += 1
         at = next((at for at in range(self.size) if received[at] != expected[at]), self.size)
         self.first_wrong = self.first_wrong or (
             f'byte {at} of an answer: {bytes(received[at:at + 20])!r} instead of '
             + (repr(expected[at:at + 20]) if at < self.size else
                'its end (start selectors_server.py with --suffix=)'))
         if len(received) > self.size:
-            raise ConnectionError('an answer that is too long')
+            raise ConnectionError('wrong answer')
+        self.errors['wrong answer'] += 1
 
     def close(self):
         for key in list(self.sel.get_map().values()):
@@ -318,8 +318,7 @@ def load(args):
         time.sleep(0.1)             # until it is accepted: then a serial server is free again
     idle, error = open_idle(address, args.idle)
     run, before = Load(address, args.size, args.reconnect), listeners_cpu(address)
-    if error:
-        run.errors[f'idle connections: {error}'] = args.idle - len(idle)
+    run.errors[f'idle connections: {error}'] = args.idle - len(idle)
     status, terminal = 0, sys.stderr.isatty()
     start, own = time.perf_counter(), time.process_time()
     try:
@@ -374,15 +373,15 @@ def format_load(report, args):
              f'requests   {report["requests"]}: {report["requests_per_second"]:.0f} a second']
     if report['p50_ms'] is not None:
         lines.append('latency    ' + ', '.join(
-            f'{each} {report[each + "_ms"]:.3g} ms' for each in ('p50', 'p95', 'p99', 'max')))
+            f'{each} {report[each + "_ms"]:.2f} ms' for each in ('p50', 'p95', 'p99', 'max')))
     if report['requests']:
         server = report['server_cpu_us_per_request']
         lines.append('CPU        ' + (f'server {server:.1f} us per request, ' if server else '')
                      + f'this client {report["client_cpu_us_per_request"]:.1f} us')
-    if report['client_cpu_percent'] > 90:
+    if report['requests'] and report['client_cpu_percent'] > 90:
         lines.append('           (this client kept a processor busy, so it limits the rate)')
     lines.append(f'open       {report["open_requests"]} requests at the end, the longest for '
-                 f'{report["longest_open_ms"]:.3g} ms')
+                 f'{report["longest_open_ms"]:.2f} ms')
     errors = [f'{count} x {each}' for each, count in report['errors'].items()]
     if report['never_answered']:
         errors.append(f'{report["never_answered"]} connections never got an answer')
@@ -432,7 +431,7 @@ def close_idle(socks):
 # ---- servers and what they cost: cpu_seconds, memory_bytes, receive_queue, Server ----
 # Only Linux has /proc; elsewhere these are not called.
 
-HAS_PROC = os.path.exists('/proc/self/smaps_rollup')     # Linux 4.14; Solaris has another /proc
+HAS_PROC = sys.platform == 'linux' and os.path.exists('/proc/self/smaps_rollup')    # Linux 4.14
 FOLDER = os.path.dirname(os.path.realpath(__file__))
 END_SIGNALS = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
                if hasattr(signal, name)]        # Windows has no SIGHUP
@@ -736,10 +735,11 @@ PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') el
 
 
 def machine():
-    """Return what the figures depend on, in a line."""
+    """Return what the figures depend on."""
     python = f'{platform.python_implementation()} {platform.python_version()}'
-    return (f'{python}{"" if HAS_GIL else " without a GIL"}, {platform.system()} '
-            f'{platform.release()} {platform.machine()}, '
+    system = ('{0.sysname} {0.release} {0.machine}'.format(os.uname()) if os.name == 'posix' else
+              'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion()))
+    return (f'{python}{"" if HAS_GIL else " without a GIL"}, {system}, '
             + ('1 processor, shared by all' if PROCESSORS == 1 else f'{PROCESSORS} processors'))
 
 
@@ -824,14 +824,13 @@ def missing(error):     # what its server said, or the error
     return 'missing: ' + (str(error).partition(', but: ')[2] or reason(error))[:56]
 
 
+WAIT_AND_COPY = r'waited (\S+ \w+), [^\n]*read #1.*?copied in (\S+ \w+): 5'
 READS = [           # name, model, what its trace says of the read, the words for it
     ('blocking', 'blocking thread', r'recv +blocked (\S+ \w+), then 5', 'recv {}, the copy in it'),
     ('non-blocking', 'non-blocking', r'recv +asked (\d+) times.*?copied in (\S+ \w+): 5',
      'asked {} times, copied in {}'),
-    ('select', 'select', r'waited (\S+ \w+), [^\n]*read #1.*?copied in (\S+ \w+): 5',
-     'select {}, recv {}'),
-    ('selectors', BEST, r'waited (\S+ \w+), [^\n]*read #1.*?copied in (\S+ \w+): 5',
-     BEST[10:] + ' {}, recv {}'),
+    ('select', 'select', WAIT_AND_COPY, 'select {}, recv {}'),
+    ('selectors', BEST, WAIT_AND_COPY, BEST[10:] + ' {}, recv {}'),
     ('asyncio', 'asyncio', r'recv +((?:ready|in place)[^:]*): 5', '{}'),
     ('io_uring', 'io_uring', r'recv +(in place[^:]*): 5', '{}'),
 ]
@@ -990,7 +989,7 @@ def group_rows(name, members, found):
         halves = [found[model, slow] for slow in ('--delay', '--work')]
         why = [half for half in halves if isinstance(half, str)]
         if why:
-            rows.append([('', f'{model:<13}{why[0]}')])
+            rows.append([('', f'{model[:12]:<13}{why[0]}')])
             continue
         waits = [half[client][1] for half in halves for client in 'ABC']
         group = next((group for group in groups if all(
@@ -1143,9 +1142,8 @@ def busy(server, clients, seconds, reconnect=False):
         run.close()
 
 
-def answered(sock, timeout=5):
-    """Return whether SOCK gets an answer to a byte within TIMEOUT."""
-    sock.settimeout(timeout)
+def answered(sock):
+    """Return whether SOCK gets an answer to a byte within its timeout."""
     try:
         sock.sendall(b'x')
         return bool(sock.recv(100))
@@ -1309,7 +1307,7 @@ def chart_rows(measured):
             number, part = divmod(column, gap)
             level = at[number] + (at[min(number + 1, len(at) - 1)] - at[number]) * part / gap
             grid[round(level)][column] = '.' if part else 'o'
-        grid[round(at[-1])][-1] += f'  {name}'
+        grid[round(at[-1])][-1] += f'  {name.split()[-1]}'
     rows = [[('title', 'us of CPU per request of 4 busy clients, beside idle ones')]]
     for level in reversed(range(height)):
         value = math.exp(low + (high - low) * level / (height - 1)) * 1e6
@@ -1388,7 +1386,8 @@ def parse_arguments(words):
     parser = argparse.ArgumentParser(description=__doc__, **form)
     commands = parser.add_subparsers(dest='command', metavar='chat | load | figure | compare')
     chat_, load_, figure_, compare_ = (
-        commands.add_parser(each.__name__, help=words, description=each.__doc__, **form)
+        commands.add_parser(each.__name__, help=words, **form,
+                            description=(each.__doc__ or '').replace('\n    ', '\n'))
         for each, words in ((chat, 'talk to a server (the default)'), (load, 'load a server'),
                             (figure, 'three pictures of the models'),
                             (compare, 'measure every server, judge every claim')))
