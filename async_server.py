@@ -6,8 +6,7 @@
 The process hands the read over and goes on. The kernel waits for the data and
 copies it into a buffer of ours. When we look, it is already in place. That is
 completion. select and epoll only say that recv would not wait (readiness):
-the copy is still a call of the process. (With nothing else to do, the process
-sleeps in one call until something is completed.)
+the copy is still a call of the process.
 
 On Linux 6.0 and later this is done with io_uring, which this script calls
 directly, through ctypes. On Windows asyncio does it, with IOCP. On Linux and
@@ -86,8 +85,7 @@ IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427  # <asm/unistd
 IORING_SETUP_CQSIZE = 1 << 3
 IORING_SETUP_COOP_TASKRUN = 1 << 8              # Linux 5.19
 IORING_SETUP_SINGLE_ISSUER = 1 << 12            # Linux 6.0
-IORING_OFF_SQES = 0x10000000
-IORING_ENTER_GETEVENTS = 1 << 0
+IORING_OFF_SQES, IORING_ENTER_GETEVENTS = 0x10000000, 1 << 0
 IORING_REGISTER_PBUF_RING = 22                  # Linux 5.19
 IORING_OP_TIMEOUT, IORING_OP_ACCEPT, IORING_OP_SEND, IORING_OP_RECV = 11, 13, 26, 27
 IOSQE_BUFFER_SELECT = 1 << 5
@@ -96,7 +94,7 @@ io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, l
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
 SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024      # powers of two
-FIRST_BUFFERS = 64      # provided at the start; others when needed: untouched memory costs nothing
+FIRST_BUFFERS = 64      # at the start; others when needed: untouched memory costs nothing
 STRIDE = BUFSIZE + 64   # with a power of two, all buffers would begin in the same cache sets
 HEADER = getattr(bytes, '__basicsize__', 1) - 1    # CPython: where the bytes begin, from id()
 
@@ -104,9 +102,8 @@ HEADER = getattr(bytes, '__basicsize__', 1) - 1    # CPython: where the bytes be
 class IoUringLoop:
     """An event loop on io_uring, with those methods of asyncio's loops that we need.
 
-    The process and the kernel share two queues in memory. We write what the coroutines ask
-    for to the submission queue, and io_uring_enter hands it over. The kernel writes what it
-    has done to the completion queue.
+    The process and the kernel share two queues in memory. We write what the coroutines ask for to
+    one, and io_uring_enter hands it over. The kernel writes what it has done to the other.
 
     Without IORING_SETUP_DEFER_TASKRUN it does so at any time, also while Python computes.
     Normally the thread that has submitted does that work itself: on its way back from an
@@ -115,8 +112,8 @@ class IoUringLoop:
 
     No memory is freed while the kernel may still use it. The buffers for recv live as long as
     the loop. The coroutine that waits for a send holds its bytes. When the process ends, the
-    kernel cancels what is in flight, on a thread of its own: with thousands of connections
-    the port is free only 0.1 s later. Raises OSError where the kernel refuses.
+    kernel cancels what is in flight on a thread of its own: with thousands of connections the
+    port is free 0.1 s later. Raises OSError where the kernel refuses.
     """
 
     def __init__(self):
@@ -138,8 +135,8 @@ class IoUringLoop:
         self.sqes = mmap.mmap(self.fd, SQ_ENTRIES * io_uring_sqe.size, offset=IORING_OFF_SQES)
         self.queue = []         # what the next call submits
         self.tasks = {}         # user_data: the `send` of the coroutine that waits for it
-        self.tail = self.head = 0       # where we write submissions, and read completions
         self.current_task = self.created = 0
+        self.tail = self.head = 0       # where we write submissions, and read completions
         self.eager = False      # submit before each answer, so that a slow one delays no read
         self.provide_buffers()
 
@@ -243,9 +240,13 @@ class IoUringLoop:
     def submit(self, wait=False):
         """Call io_uring_enter: hand over what the coroutines ask for. WAIT for a completion?"""
         if self.to_return:
+            first = -self.buffer_tail % BUFFERS     # goes to slot 0, whose last bytes are the tail
+            if first < len(self.to_return):
+                tail = struct.pack('H', self.buffer_tail)
+                self.to_return[first] = self.to_return[first][:-2] + tail
             copy_to_ring(self.buffer_ring, io_uring_buf.size, self.buffer_tail, self.to_return)
             self.buffer_tail = (self.buffer_tail + len(self.to_return)) & 0xffff
-            self.buffer_u16[7] = self.buffer_tail   # `tail` is in the first entry's last bytes
+            self.buffer_u16[7] = self.buffer_tail
             self.to_return.clear()
         not_taken = (self.tail - self.ring_u32[self.sq_head]) & 0xffffffff     # last time
         batch = self.queue[:SQ_ENTRIES - not_taken]

@@ -519,7 +519,7 @@ def receive_queue(server_address, client_address):
 
 
 def holders(wanted):
-    """Return the processes that hold sockets, of which WANTED are the inode numbers."""
+    """Return the processes that hold the sockets with these inode numbers."""
     found, wanted = set(), {f'socket:[{inode}]' for inode in wanted}
     for pid in filter(str.isdigit, os.listdir('/proc')):
         with contextlib.suppress(OSError):          # another user's, or it has just ended
@@ -651,8 +651,7 @@ def stop_servers():
         server.stop()
 
 
-# ---- rows: what figure and compare show (paint, print_rows, draw_rows) ----
-# A row is a list of (kind, words). It is printed as text, or drawn as cells with the same words.
+# ---- rows, lists of (kind, words), are printed or drawn: paint, print_rows, draw_rows ----
 
 KINDS = {       # kind: character, colour on a terminal (of 256), colour in an SVG
     '': (' ', 0, ''), 'title': (' ', 0, ''), 'good': (' ', 0, '#1b7f3b'),
@@ -687,9 +686,9 @@ def print_rows(rows):
     colour = sys.stdout.isatty() and 'NO_COLOR' not in os.environ and (
         os.name == 'posix' or 'WT_SESSION' in os.environ)
     for row in rows:
-        codes = [f'48;5;{KINDS[kind][1]};38;5;16' if KINDS[kind][1] else '1' if kind else '0'
+        codes = [f'48;5;{KINDS[kind][1]};38;5;16' if KINDS[kind][1] else '1' if kind else ''
                  for kind, words in row]
-        print(''.join(f'\033[{code}m{words}\033[0m' if colour else words
+        print(''.join(f'\033[{code}m{words}\033[0m' if colour and code else words
                       for code, (kind, words) in zip(codes, row)).rstrip())
 
 
@@ -912,8 +911,8 @@ def bytes_row(samples, ask):
     last = max((now for now, count in samples if count and now > ask), default=ask)
     copied = next((now for now, count in samples if now > last), last)
     phases = [('wait', 0, ask, ''), ('socket', ask, copied, ''), ('memory', copied, 0.4, '')]
-    words = 'the kernel, while it computes' if copied < 0.75 * COMPUTE else 'recv, when it is back'
-    words = f'  after {(copied - ask) * 1e3:.0f} ms: {words}'
+    words = 'the kernel, meanwhile' if copied < 0.75 * COMPUTE else 'recv, when it is back'
+    words = f'  {(copied - ask) * 1e3:.0f} ms: {words}'
     return copied - ask, [*paint(phases, 0.4, 32), ('', words)]
 
 
@@ -1031,20 +1030,21 @@ def figure(args):
 
 HOLD = 0.2                  # seconds: how long a first client keeps others waiting, if it can
 SLOW_ANSWER = 0.02          # seconds: an answer that waits, or computes
-STEPS = [0, 10, 100, 500, 1000]     # idle clients beside busy ones
+STEPS = [0, 10, 100, 500, 1000]     # idle clients next to busy ones
 OFFERED = 1100              # clients, more than select can watch
+FEW = ['blocking thread', *LOOPS, 'non-blocking 20 ms']     # measured with one client, too
 FIGURES = {         # figure: head of its column in the table (or None), unit, what it is
     'workers': ('threads|or pro-|cesses', 1, 'threads or processes'),
     'idle_bytes': ('KiB per|idle|client', 1024, 'KiB for each idle client'),
     'idle_cpu': ('CPU %|when|idle', 0.01, 'CPU in % while all are idle'),
     'cpu_100': ('us CPU|of 100|clients', 1e-6, 'us of CPU per request of 100 clients'),
-    'beside_1000': ('beside|1000|idle', 1e-6, 'us of CPU per request beside 1000 idle clients'),
+    'with_1000': ('us CPU|+ 1000|idle', 1e-6, 'us of CPU per request with 1000 idle clients'),
     'second': ('client|2 waits|ms', 1e-3, 'ms that a second client waits'),
     'delay_adds': ('waiting|adds|ms', 1e-3, 'ms that an answer which waits 20 ms costs another'),
     'work_adds': ('work|adds|ms', 1e-3, 'ms that an answer which computes 20 ms costs another'),
-    'beside_0': (None, 1e-6, 'us of CPU per request beside no idle clients'),
+    'with_0': (None, 1e-6, 'us of CPU per request with no idle clients'),
     'one': (None, 1e-6, 'us until one client has its answer'),
-    'four_beside_0': (None, 1e-6, 'us until one of 4 clients has its answer'),
+    'four_with_0': (None, 1e-6, 'us until one of 4 clients has its answer'),
     'rate_100': (None, 1, 'requests a second of 100 clients'),
     'new_cpu': (None, 1e-6, 'us of CPU per request on a new connection'),
     'fits': (None, 1e-3, 'ms that client 4 waits'),
@@ -1073,14 +1073,16 @@ def measure_server(name, quick, slow):
     with Server(*MODELS[name]) as server:
         yield 'second', name, client_wait(server, 1)
         batch = 0.012 if quick else 0.025
-        yield 'one', name, busy(server, 1, batch)[1]
+        if name in FEW:
+            yield 'one', name, busy(server, 1, batch, batches=9)[1]
         if name in ('blocking thread', 'pool of 4'):
             yield 'new_cpu', name, busy(server, 4, batch, reconnect=True)[2]
         if 'pool' in name:
             yield 'fits', name, client_wait(server, 3)
             yield 'full', name, client_wait(server, 4)
         elif 'serial' not in name:
-            yield from measure_crowd(server, name, batch)
+            steps = STEPS if '--delay' in slow else [0, 100, 1000]
+            yield from measure_crowd(server, name, batch, steps)
             rate, _, cpu = busy(server, 100, batch)
             yield 'rate_100', name, rate
             yield 'cpu_100', name, cpu
@@ -1090,13 +1092,12 @@ def measure_server(name, quick, slow):
                 yield f'{kind[2:]}_adds', name, slow_answer_adds(server)
 
 
-def measure_crowd(server, name, batch):
-    """What idle clients cost. Four clients are busy beside them: with one the server would fall
-    asleep after each request, and to wake a processor costs more than the request."""
+def measure_crowd(server, name, batch, steps):
+    """What idle clients cost. Four are busy: with one, to wake the server costs more than that."""
     before, idle = memory_bytes(server.pid) if HAS_PROC else None, []
     limit = 100 if 'process' in name else file_limit() - 250
     try:
-        for number in [each for each in STEPS if each <= limit]:
+        for number in [each for each in steps if each <= limit]:
             idle += open_idle(server.address, number - len(idle))[0]
             if number and not answered(idle[-1]):
                 raise RuntimeError(f'it does not hold {number} idle clients')
@@ -1109,15 +1110,15 @@ def measure_crowd(server, name, batch):
                 used = cpu_seconds(server.pid) - used
                 yield 'idle_cpu', name, used / (time.perf_counter() - start)
             if number in (0, 1000) or name in CURVE:
-                _, latency, cpu = busy(server, 4, batch)
-                yield f'beside_{number}', name, cpu
-                yield f'four_beside_{number}', name, latency
+                _, latency, cpu = busy(server, 4, batch, batches=9 if name in FEW else 3)
+                yield f'with_{number}', name, cpu
+                yield f'four_with_{number}', name, latency
     finally:
         close_idle(idle)
 
 
-def busy(server, clients, seconds, reconnect=False):
-    """Load a server in three batches of SECONDS. Return the requests a second, the median latency
+def busy(server, clients, seconds, reconnect=False, batches=3):
+    """Load a server in BATCHES of SECONDS. Return the requests a second, the median latency
     of the best batch (others were disturbed), and the server's CPU per request."""
     run, latencies, done = Load(server.address, 64, reconnect), [], 0
     try:
@@ -1129,7 +1130,7 @@ def busy(server, clients, seconds, reconnect=False):
             raise RuntimeError(f'it answered {len(run.answered)} of {clients} clients '
                                + ', '.join(run.errors))
         start, used = time.perf_counter(), cpu_seconds(server.pid) if HAS_PROC else 0
-        for _ in range(3):
+        for _ in range(batches):
             run.forget()
             run.run(seconds)
             done += run.done
@@ -1152,8 +1153,7 @@ def answered(sock):
 
 
 def client_wait(server, before):
-    """Return how long a client waits for its answer. BEFORE it others came and were answered; they
-    leave after HOLD seconds."""
+    """Return how long a client waits for its answer. BEFORE it others came, who stay for HOLD."""
     clients = [(number, 0.002 * number, 0.02) for number in range(before)]
     scenes, _ = play([server], clients + [('last', 0.04, 0.05)], stay=HOLD)
     return scenes[0]['last']['reply'] - scenes[0]['last']['ask']
@@ -1205,7 +1205,7 @@ CLAIMS = [          # section of the notes (and: ours), the claim, the condition
     ('1', 'A pool that keeps its threads saves the CPU of making them',
      ['new_cpu@pool of 4 < new_cpu@blocking thread']),
     ('1', 'Connections that stay (a connection pool) save the CPU of new ones',
-     ['1.5 * beside_0@blocking thread < new_cpu@blocking thread']),
+     ['1.5 * with_0@blocking thread < new_cpu@blocking thread']),
     ('2', 'Polling takes much CPU even when no client sends; select does not',
      ['0.5 < idle_cpu@non-blocking', 'idle_cpu@select < 0.1']),
     ('2', 'Polling with pauses (of 20 ms) answers late, and fewer requests',
@@ -1216,14 +1216,14 @@ CLAIMS = [          # section of the notes (and: ours), the claim, the condition
     ('3', 'For one client select is not faster than a thread (not twice)',
      [f'0.5 * one@blocking thread < one@{each}' for each in ('select', BEST)]),
     ('3', 'Nor is it for one of 4 clients',
-     [f'0.5 * four_beside_0@blocking thread < four_beside_0@{each}' for each in ('select', BEST)]),
+     [f'0.5 * four_with_0@blocking thread < four_with_0@{each}' for each in ('select', BEST)]),
     ('3', 'select serves many clients with one thread and little CPU',
      ['workers@select < 1.5', 'second@select < 0.1', 'idle_cpu@select < 0.1']),
     ('3', 'select and poll cost more, the more connections they watch',
-     [f'1.5 * beside_0@selectors {each} < beside_1000@selectors {each}'
+     [f'1.5 * with_0@selectors {each} < with_1000@selectors {each}'
       for each in ('select', 'poll')]),
     ('3', f'{BEST[10:]} does not (it stays below twice)',
-     [f'0.5 * beside_1000@{BEST} < beside_0@{BEST}']),
+     [f'0.5 * with_1000@{BEST} < with_0@{BEST}']),
     ('3', 'select watches at most 1024 connections, poll has no such limit',
      ['0.9 * held@select < 1025', '1024 < 1.1 * held@selectors poll']),
     ('3, ours', 'A wait that blocks holds up everybody in a loop',
@@ -1293,10 +1293,10 @@ def table_rows(measured):
 
 
 def chart_rows(measured):
-    """Return the growth curve: CPU per request, on a log axis, beside more and more idle ones."""
-    steps = [step for step in STEPS if measured.get(f'beside_{step}')]
-    lines = {name: [math.log(statistics.median(measured[f'beside_{step}'][name])) for step in steps]
-             for name in CURVE if all(measured[f'beside_{step}'].get(name) for step in steps)}
+    """Return the growth curve: CPU per request, on a log axis, with more and more idle ones."""
+    steps = [step for step in STEPS if measured.get(f'with_{step}')]
+    lines = {name: [math.log(statistics.median(measured[f'with_{step}'][name])) for step in steps]
+             for name in CURVE if all(measured[f'with_{step}'].get(name) for step in steps)}
     if not steps or not lines:
         return []
     low, high, gap, height = min(map(min, lines.values())), max(map(max, lines.values())), 10, 11
@@ -1308,7 +1308,7 @@ def chart_rows(measured):
             level = at[number] + (at[min(number + 1, len(at) - 1)] - at[number]) * part / gap
             grid[round(level)][column] = '.' if part else 'o'
         grid[round(at[-1])][-1] += f'  {name.split()[-1]}'
-    rows = [[('title', 'us of CPU per request of 4 busy clients, beside idle ones')]]
+    rows = [[('title', 'us of CPU per request of 4 busy clients, with more and more idle ones')]]
     for level in reversed(range(height)):
         value = math.exp(low + (high - low) * level / (height - 1)) * 1e6
         rows.append([('', f'{short(value):>6} | {"".join(grid[level])}')])
