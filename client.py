@@ -1081,7 +1081,7 @@ def measure_server(name, quick, slow):
             yield 'fits', name, client_wait(server, 3)
             yield 'full', name, client_wait(server, 4)
         elif 'serial' not in name:
-            steps = STEPS if '--delay' in slow else [0, 100, 1000]
+            steps = STEPS if '--delay' in slow else [0, 100] + [1000] * (name in CURVE)
             yield from measure_crowd(server, name, batch, steps)
             rate, _, cpu = busy(server, 100, batch)
             yield 'rate_100', name, rate

@@ -318,6 +318,8 @@ def is_tcp(sock, *arguments):
     return sock.family != socket.AF_UNIX
 def has_come(sock, *arguments):     # a call that only asks whether there is something is none
     return is_tcp(sock) and (sock.gettimeout() is None or real_select([sock], [], [], 0)[0])
+def is_client(sel, sock, *arguments):       # a server may end if it cannot watch its listener
+    return isinstance(sock, int) or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 def select_as_on_windows(rlist, wlist, xlist, timeout=None):
     if not rlist and not wlist:
         raise OSError(errno.EINVAL, 'nothing to wait for')
@@ -327,7 +329,8 @@ methods = dict(accept=has_come, recv=has_come, send=is_tcp, sendall=is_tcp, sets
                getpeername=is_tcp, getsockname=is_tcp)
 socket.socket = type('FaultySocket', (socket.socket,), {{
     call: faulty(call, getattr(socket.socket, call), counts) for call, counts in methods.items()}})
-selectors._PollLikeSelector.register = faulty('register', selectors._PollLikeSelector.register)
+real_register = selectors._PollLikeSelector.register
+selectors._PollLikeSelector.register = faulty('register', real_register, is_client)
 threading.Thread.start = faulty('thread', threading.Thread.start)
 os.fork = faulty('fork', os.fork)
 select.select = select_as_on_windows
@@ -367,7 +370,7 @@ class Contract:
     waits = False           # an answer that waits does so too
     forks = False           # each client has a process of its own
     quiet = 0.05            # seconds after which a connection that takes nothing more is blocked
-    crowd_seconds = TIMEOUT         # how long 500 clients may wait
+    crowd_seconds = TIMEOUT if CPYTHON else 60      # how long 500 clients may wait
 
     @classmethod
     def setUpClass(cls):
@@ -693,7 +696,7 @@ class BlockingModelTest(ServerTest):
         for sock in socks:
             sock.sendall(b'hello')
         self.assertEqual([receive(sock, 5) for sock in socks], 3 * [b'HELLO'])
-        self.assertGreater(time.monotonic() - start, 0.14)
+        self.assertGreater(time.monotonic() - start, 0.12)
 
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_a_process_each(self):
@@ -766,8 +769,7 @@ class LoopModelTest(ServerTest):
             path = patched_copy(self, script, before=HOLD.format(1019))
             server = self.start_server(path, *arguments)
             socks = [self.connect(server) for _ in range(6)]
-            server.expect(r'^refused 127\.0\.0\.1:\d+: select cannot watch it '
-                          r'\(filedescriptor out of range')
+            server.expect(r'^refused 127\.0\.0\.1:\d+: select cannot watch it \(')
             self.assertEqual(ask(socks[0]), b'HELLO')
             self.assertEqual(socks[-1].recv(1), b'')
             socks[0].close()
@@ -775,7 +777,7 @@ class LoopModelTest(ServerTest):
             self.assert_serves(server)
             path = patched_copy(self, script, before=HOLD.format(1060))
             ended = run(path, '--port', '0', *arguments)
-            self.assertRegex(ended.stderr, rb'^cannot listen on .*: filedescriptor out of range')
+            self.assertRegex(ended.stderr, rb'^cannot listen on .*: .*descriptor')
             self.assertEqual((ended.stdout, ended.returncode), (b'', 1))
 
 
@@ -1473,8 +1475,9 @@ class LoadTest(ServerTest):
 
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
     def test_ctrl_c_prints_the_report(self):
-        process = self.start_load(self.start_server('select_server.py'), '--seconds', '60')
-        self.wait_until_busy(process.pid)
+        server = self.start_server('select_server.py')
+        process = self.start_load(server, '--seconds', '60')
+        self.wait_until_busy(server.pid)
         process.send_signal(signal.SIGINT)
         self.assertTrue(self.report(process, 130)['interrupted'])
 
