@@ -317,9 +317,12 @@ def faulty(call, function, counts=lambda *arguments: True):
 def is_tcp(sock, *arguments):
     return sock.family != socket.AF_UNIX
 def has_come(sock, *arguments):     # a call that only asks whether there is something is none
-    return is_tcp(sock) and (sock.gettimeout() is None or real_select([sock], [], [], 0)[0])
+    if is_tcp(sock) and sock.gettimeout() is not None and not real_select([sock], [], [], 0)[0]:
+        raise BlockingIOError(errno.EAGAIN, 'not yet')
+    return is_tcp(sock)
 def is_client(sel, sock, *arguments):       # a server may end if it cannot watch its listener
-    return isinstance(sock, int) or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+    return isinstance(sock, int) or hasattr(sock, 'getsockopt') and not sock.getsockopt(
+        socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
 def select_as_on_windows(rlist, wlist, xlist, timeout=None):
     if not rlist and not wlist:
         raise OSError(errno.EINVAL, 'nothing to wait for')
@@ -1689,12 +1692,12 @@ class MutationTest(unittest.TestCase):
         copies = [(name, old, patched_copy(self, 'select_server.py', (old, new)))
                   for name, old, new in self.MUTATIONS]
         with concurrent.futures.ThreadPoolExecutor(6) as pool:      # mostly they wait
-            caught = pool.map(lambda copy: self.caught(copy[0], copy[2]), copies)
+            caught = pool.map(lambda copy: any(self.caught(copy[0], copy[2]) for _ in '12'), copies)
         self.assertEqual([copy[:2] for copy, found in zip(copies, caught) if not found], [])
 
     def caught(self, name, path):
-        """Return whether the test NAME of the contract fails against the server at PATH. A test
-        that looks for something to happen may look longer here than with a good server."""
+        """Return whether the test NAME of the contract fails against the server at PATH. It may look
+        longer here than with a good server; and we look twice, as a race may hide a fault."""
         traits = {'script': path, **LOOP, 'timeout': 1.5, 'quiet': 0.5,
                   'idle_seconds': 1, 'crowd_seconds': 0.8}
         mutant = type('Mutant', (Contract, ServerTest), traits)
