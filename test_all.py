@@ -1696,8 +1696,8 @@ class MutationTest(unittest.TestCase):
         self.assertEqual([copy[:2] for copy, found in zip(copies, caught) if not found], [])
 
     def caught(self, name, path):
-        """Return whether the test NAME of the contract fails against the server at PATH. It may look
-        longer here than with a good server; and we look twice, as a race may hide a fault."""
+        """Return whether the test NAME of the contract fails against the server at PATH. It may
+        look longer here than with a good server. We look twice: a race may hide a fault."""
         traits = {'script': path, **LOOP, 'timeout': 1.5, 'quiet': 0.5,
                   'idle_seconds': 1, 'crowd_seconds': 0.8}
         mutant = type('Mutant', (Contract, ServerTest), traits)
