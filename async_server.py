@@ -240,8 +240,8 @@ class IoUringLoop:
     def submit(self, wait=False):
         """Call io_uring_enter: hand over what the coroutines ask for. WAIT for a completion?"""
         if self.to_return:
-            first = -self.buffer_tail % BUFFERS     # goes to slot 0, whose last bytes are the tail
-            if first < len(self.to_return):
+            first = -self.buffer_tail % BUFFERS     # the entry for slot 0. Its last bytes are the
+            if first < len(self.to_return):         # tail: the kernel may look before we move it
                 tail = struct.pack('H', self.buffer_tail)
                 self.to_return[first] = self.to_return[first][:-2] + tail
             copy_to_ring(self.buffer_ring, io_uring_buf.size, self.buffer_tail, self.to_return)
