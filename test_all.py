@@ -820,7 +820,7 @@ class AsyncModelTest(ServerTest):
     @unittest.skipIf(no_io_uring, no_io_uring)
     def test_all_send_while_it_computes(self):
         """More completions than the queue holds, while one answer is computed: none is lost."""
-        crowd = min(1500, client.file_limit() - 100)
+        crowd = min(1500, client.file_limit() // 2 - 50)
         for number, *tiny in [crowd], [min(200, crowd), TINY_RING]:
             path = patched_copy(self, 'async_server.py', *tiny, (
                 '            if seconds:\n', "            if seconds and data == b'compute':\n"))
