@@ -98,8 +98,8 @@ def send(conn, data):
     except BlockingIOError:
         sent = 0
     if sent < len(data):
-        waits, wlist[conn] = conn in wlist, data[sent:]     # first: there may be no memory for it
-        if not waits:
+        wlist[conn] = data[sent:]       # first: there may be no memory for it
+        if conn in rlist:
             rlist.remove(conn)
     elif conn in wlist:
         del wlist[conn]
@@ -108,7 +108,8 @@ def send(conn, data):
 
 def close(conn):
     """Forget CONN and give its descriptor back."""
-    if wlist.pop(conn, None) is None:
+    wlist.pop(conn, None)
+    if conn in rlist:
         rlist.remove(conn)
     conn.close()
 

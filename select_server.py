@@ -56,17 +56,18 @@ def accept(listener):
     global accept_failed
     try:
         conn, addr = listener.accept()
+    except (BlockingIOError, ConnectionError):
+        return                      # it left before we accepted it
+    except (OSError, MemoryError) as error:
+        accept_failed = True
+        return report_accept_error(error)
+    try:
         conn.setblocking(False)     # on Linux it does not inherit this from the listener
         select.select([*rlist, *wlist, conn], [], [], 0)    # can it be watched?
         rlist.append(conn)
-    except ValueError as error:
+    except (OSError, ValueError, MemoryError) as error:
         print_line(f'refused {format_address(addr)}: select cannot watch it ({error})', sys.stderr)
         conn.close()
-    except (BlockingIOError, ConnectionError):
-        pass                        # it left before we accepted it
-    except (OSError, MemoryError) as error:
-        accept_failed = True
-        report_accept_error(error)
 
 
 def read(conn):
@@ -98,8 +99,8 @@ def send(conn, data):
     except BlockingIOError:
         sent = 0
     if sent < len(data):
-        waits, wlist[conn] = conn in wlist, data[sent:]     # first: there may be no memory for it
-        if not waits:
+        wlist[conn] = data[sent:]       # first: there may be no memory for it
+        if conn in rlist:
             rlist.remove(conn)
     elif conn in wlist:
         del wlist[conn]
@@ -108,7 +109,8 @@ def send(conn, data):
 
 def close(conn):
     """Forget CONN and give its descriptor back."""
-    if wlist.pop(conn, None) is None:
+    wlist.pop(conn, None)
+    if conn in rlist:
         rlist.remove(conn)
     conn.close()
 

@@ -52,18 +52,19 @@ def accept(listener, mask):
     global accept_failed
     try:
         conn, addr = listener.accept()
+    except (BlockingIOError, ConnectionError):
+        return                      # it left before we accepted it
+    except (OSError, MemoryError) as error:
+        accept_failed = True
+        return report_accept_error(error)
+    try:
         conn.setblocking(False)     # on Linux it does not inherit this from the listener
         if isinstance(sel, selectors.SelectSelector):
             select.select([*sel.get_map(), conn], [], [], 0)    # can it be watched?
         sel.register(conn, selectors.EVENT_READ, read)
-    except ValueError as error:
+    except (OSError, ValueError, MemoryError) as error:
         print_line(f'refused {format_address(addr)}: select cannot watch it ({error})', sys.stderr)
         conn.close()
-    except (BlockingIOError, ConnectionError):
-        pass                        # it left before we accepted it
-    except (OSError, MemoryError) as error:
-        accept_failed = True
-        report_accept_error(error)
 
 
 def read(conn, mask):
@@ -95,9 +96,8 @@ def send(conn, data):
     except BlockingIOError:
         sent = 0
     if sent < len(data):
-        waits, wlist[conn] = conn in wlist, data[sent:]     # first: there may be no memory for it
-        if not waits:
-            sel.modify(conn, selectors.EVENT_WRITE, write)
+        wlist[conn] = data[sent:]       # first: there may be no memory for it
+        sel.modify(conn, selectors.EVENT_WRITE, write)
     elif conn in wlist:
         del wlist[conn]
         sel.modify(conn, selectors.EVENT_READ, read)

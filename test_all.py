@@ -54,14 +54,9 @@ started = []        # processes other than servers that tests have started
 
 
 def setUpModule():
-    global old_handlers
-    old_handlers = client.handle_signals(end_run)
+    for number, handler in client.handle_signals(end_run).items():
+        unittest.addModuleCleanup(signal.signal, number, handler)
     client.file_limit()
-
-
-def tearDownModule():
-    for number, handler in old_handlers.items():
-        signal.signal(number, handler)
 
 
 def end_run(number, frame):
@@ -1088,7 +1083,8 @@ class FaultTest(ServerTest):
         self.assertTrue(wait_until(lambda: count_descriptors(server.pid) <= held + 1, 5))
         self.assert_idle(server)
         self.assertEqual(said('(?!listening on|fault|refused|cannot accept)'), [])
-        refusals = [call for call, *_ in plan if call in ('thread', 'fork')]
+        refusals = [call for call, *_ in plan if call in ('thread', 'fork')
+                    or call == 'register' and 'selectors' in command[0]]
         self.assertEqual(len(said('refused')), len(refusals))
 
     def crowd(self, server):
@@ -1669,7 +1665,7 @@ class MutationTest(unittest.TestCase):
          'conn.setblocking(True)\n        conn.sendall(data)\n        sent = len(data)\n'),
         ('test_out_of_descriptors', '    rlist.remove(listener)\n', ''),
         ('test_out_of_descriptors', '            rlist.insert(0, listener)\n', '            0\n'),
-        ('test_accept_fails', '        report_accept_error(error)\n', ''),
+        ('test_accept_fails', 'return report_accept_error(error)', 'return'),
         ('test_accept_fails', '(OSError, MemoryError) as', 'OSError as'),
         ('test_accept_fails', 'len(rlist) + len(wlist) == 1', 'False'),
         ('test_accept_fails', '        accept_failed = True\n', ''),
