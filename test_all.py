@@ -1622,7 +1622,7 @@ class FigureTest(ServerTest):
         if not no_io_uring:
             cases += [(client.MODELS['io_uring'], False), ([defer, '--engine', 'io_uring'], True)]
         for command, stays in cases:        # on a busy machine it may come back before we look
-            looks = (client.bytes_row(*client.look_at_bytes(*command)) for _ in range(3))
+            looks = (client.bytes_row(*client.look_at_bytes(*command)) for _ in range(9))
             row = next((row for seconds, row in looks if (seconds > 0.08) == stays), None)
             self.assertTrue(row, command)
             self.assertIn('recv' if stays else 'the kernel', self.text(row))
