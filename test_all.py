@@ -56,6 +56,8 @@ started = []        # processes other than servers that tests have started
 def setUpModule():
     for number, handler in client.handle_signals(end_run).items():
         unittest.addModuleCleanup(signal.signal, number, handler)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:   # in the background of a script
+        signal.signal(signal.SIGINT, lambda number, frame: None)    # or the servers ignore it too
     client.file_limit()
 
 
