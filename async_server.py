@@ -17,6 +17,7 @@ Run it:      python async_server.py --trace
 Talk to it:  python client.py --port 8084
 """
 import argparse
+import atexit
 import errno
 import os
 import signal
@@ -310,12 +311,6 @@ def open_io_uring(loop_class):
         return None, reasons.get(error.errno, error.strerror)
 
 
-def open_asyncio():
-    """Return asyncio's loop and sleep. The import is slow, so it is not at the top."""
-    import asyncio
-    return asyncio.new_event_loop(), asyncio.sleep
-
-
 # ---- start
 
 def open_listener(family, address):
@@ -350,7 +345,9 @@ def main():
     elif args.engine == 'io_uring':
         sys.exit(f'io_uring is not available: {no_io_uring}; use --engine asyncio')
     else:
-        loop, sleep = open_asyncio()
+        import asyncio      # slow, so it is not at the top
+        loop, sleep = asyncio.new_event_loop(), asyncio.sleep
+        atexit.register(loop.close)     # or with -X dev Python says that it is open
         kind = 'IOCP: completion' if os.name == 'nt' else 'a selector: readiness'
         serve, model = serve_asyncio, f'asyncio on {kind}'
     if args.trace:
