@@ -124,19 +124,19 @@ def typed_lines(sock, quiet):
 
 def show_reply(sock, quiet):
     """Show all that comes until nothing has come for QUIET seconds; exit if the server leaves."""
-    decoder, shown = codecs.getincrementaldecoder('utf-8')('replace'), False
-    sock.settimeout(None)       # the first piece may take any time
-    try:
-        for piece in iter(lambda: sock.recv(65536), b''):
+    decoder, shown, piece = codecs.getincrementaldecoder('utf-8')('replace'), False, True
+    while piece:
+        sock.settimeout(quiet if shown else None)   # the first piece may take any time
+        try:
+            piece = sock.recv(65536)
+        except OSError as error:                    # quiet, or the connection is lost
+            piece = None if isinstance(error, socket.timeout) else b''
+        if piece:
             show(piece, decoder)
-            sock.settimeout(quiet)
             shown = True
-        left = True
-    except OSError as error:    # a timeout, or the connection is lost
-        left = not isinstance(error, socket.timeout)
     if shown:
         show(b'', decoder, end='\n')
-    if left:
+    if piece == b'':
         sys.exit('the server has closed the connection')
 
 
@@ -327,7 +327,8 @@ def load(args):
     except SystemExit as stop:      # Ctrl-C
         status = stop.code
     seconds, own = time.perf_counter() - start, time.process_time() - own
-    report = load_report(run, args, seconds, server_cpu(address, before), own)
+    waiting = [start + seconds - begun for begun in run.begun if begun]
+    report = load_report(run, args, seconds, waiting, server_cpu(address, before), own)
     print(end='\n' * terminal, file=sys.stderr)
     run.close()
     run.errors['idle connections: closed by the server'] += close_idle(idle)
@@ -336,10 +337,9 @@ def load(args):
     return status or (1 if report['errors'] or not run.done else 0)
 
 
-def load_report(run, args, seconds, used, own):
-    """Return the figures of a load. USED and OWN are the CPU seconds of server and client. A
-    request that is still open counts if it has waited longer than the slowest answer."""
-    waiting = [time.perf_counter() - begun for begun in run.begun if begun]
+def load_report(run, args, seconds, waiting, used, own):
+    """Return the figures of a load. WAITING: how long each open request has waited. It counts if
+    that is longer than the slowest answer. USED and OWN: CPU seconds of server and client."""
     late = [each for each in waiting if each > run.slowest]
     latencies = run.latencies + collections.Counter(int(each * 1e6) for each in late)
     return {'connections': args.connections, 'idle': args.idle, 'size': args.size,

@@ -997,8 +997,7 @@ class ArgumentsTest(ServerTest):
             ended = run(script, '--help', env={**os.environ, 'COLUMNS': '80', 'NO_COLOR': '1'})
             shown = ended.stdout.decode('ascii').replace('\r', '')
             self.assertIn(doc.strip(), shown)
-            for line in shown.splitlines():
-                self.assertLessEqual(len(line), 80, f'{script}: {line}')
+            self.assertLessEqual(max(map(len, shown.splitlines())), 80, script)
 
     @unittest.skipUnless(POSIX, 'needs a shell')
     @unittest.skipUnless(CPYTHON, 'PyPy gives the number of a closed stream to a socket')
@@ -1300,6 +1299,7 @@ class ClientTest(ServerTest):
                 (f'{command} < test_all.py | head -c 10', 0, 10, b''),
                 (f'printf hello | {command} >&-', 1, 0,
                  b'cannot write to standard output: it is closed\n'),
+                (f'{command} -m hello -m again | true', 0, 0, b''),
                 (f'{command} -m hello 2>&-', 0, 6, b'')):
             ended = subprocess.run(line, shell=True, cwd=FOLDER, capture_output=True)
             self.assertEqual((ended.returncode, len(ended.stdout), ended.stderr),
@@ -1401,8 +1401,7 @@ class ClientTest(ServerTest):
 
     @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
     def test_late_words(self):
-        """What a server says when nobody has asked is shown at the prompt. (The client may have
-        1100 inherited descriptors.)"""
+        """What a server says unasked is shown at the prompt, with 1100 open descriptors too."""
         hold = HOLD.format(min(1060, client.file_limit() - 9))
         path = patched_copy(self, 'client.py', before=hold)
         master, process = self.chat_at_terminal(self.serve(lambda conn: conn.send(b'late')), path)
@@ -1411,8 +1410,8 @@ class ClientTest(ServerTest):
 
 
 class LoadTest(ServerTest):
-    def start_load(self, server, *arguments):
-        return start_process(self, *PYTHON, 'client.py', 'load', '--port', str(server.address[1]),
+    def start_load(self, server, *arguments, script='client.py'):
+        return start_process(self, *PYTHON, script, 'load', '--port', str(server.address[1]),
                              '--json', *arguments)
 
     def load(self, server, *arguments, status=0):
@@ -1454,15 +1453,17 @@ class LoadTest(ServerTest):
 
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
     def test_frozen_server(self):
-        """Requests that are still open at the end count: a frozen server is not a fast one."""
+        """Requests that are still open at the end count: a frozen server is not a fast one. But
+        while we find out what CPU it has used, which may take long, nobody waits."""
         server = self.start_server('select_server.py')
-        process = self.start_load(server, '--seconds', '1.5', '--connections', '10')
+        path = patched_copy(self, 'client.py', (', server_cpu(address, before)', ', time.sleep(2)'))
+        process = self.start_load(server, '--seconds', '1.5', '--connections', '10', script=path)
         self.wait_until_busy(server.pid)
         server.process.send_signal(signal.SIGSTOP)
         report = self.report(process, 0)
         self.assertEqual(report['open_requests'], 10)
         self.assertGreater(report['max_ms'], 300)
-        self.assertGreaterEqual(report['max_ms'], report['longest_open_ms'])
+        self.assertLess(report['max_ms'], 1e3 * report['seconds'])
 
     def test_server_dies(self):
         """That is an error in words, between two messages or in the middle of one."""
@@ -1511,9 +1512,8 @@ class CompareTest(ServerTest):
                 ([1, 1], [2, 2], client.HOLDS), ([2, 2], [1, 1], client.FAILS),
                 ([1, 3], [2, 2], client.UNSURE), ([1, 1], [1.05, 2], client.UNSURE)):
             measured = {'second': {'select': low, 'blocking thread': high}}
-            found, words = client.judge(['second@select < second@blocking thread'], measured, {})
+            found, _ = client.judge(['second@select < second@blocking thread'], measured, {})
             self.assertEqual(found, verdict)
-            self.assertIn('select', words)
         found, _ = client.judge(['2 * second@select < 2.5'], {'second': {'select': [1, 1.1]}}, {})
         self.assertEqual(found, client.HOLDS)
         found = client.judge(['second@io_uring < 1'], {}, {'io_uring': 'refused'})
