@@ -607,8 +607,8 @@ class Contract:
                     self.connect(server).sendall(b'hello')
                 for _ in range(3):
                     server.expect("recv +.*5 bytes b'hello'")
-                sent = [line for line in server.seen if re.search("send.*b'HELLO'", line)]
-                self.assertEqual(len(sent), 2 if holds_up else 0, server.seen)
+                done = re.findall(r"#\d +answer |send.*b'HELLO'", '\n'.join(server.seen))
+                self.assertEqual(len(done), 4 if holds_up else 0, server.seen)
 
 
 # a ring so small that every queue overflows, and that every buffer is in use all the time
