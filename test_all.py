@@ -1456,7 +1456,7 @@ class LoadTest(ServerTest):
         """Requests that are still open at the end count: a frozen server is not a fast one. But
         while we find out what CPU it has used, which may take long, nobody waits."""
         server = self.start_server('select_server.py')
-        path = patched_copy(self, 'client.py', (', server_cpu(address, before)', ', time.sleep(2)'))
+        path = patched_copy(self, 'client.py', (', server_cpu(address, before)', ', time.sleep(1)'))
         process = self.start_load(server, '--seconds', '1.5', '--connections', '10', script=path)
         self.wait_until_busy(server.pid)
         server.process.send_signal(signal.SIGSTOP)
