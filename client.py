@@ -129,8 +129,8 @@ def show_reply(sock, quiet):
         sock.settimeout(quiet if shown else None)   # the first piece may take any time
         try:
             piece = sock.recv(65536)
-        except OSError as error:                    # quiet, or the connection is lost
-            piece = None if isinstance(error, socket.timeout) else b''
+        except OSError as error:    # lost; but a timeout of ours has no errno (ETIMEDOUT has)
+            piece = b'' if error.errno else None
         if piece:
             show(piece, decoder)
             shown = True
