@@ -559,6 +559,12 @@ def handle_signals(handler):
             if signal.getsignal(number) not in (signal.SIG_IGN, None)}
 
 
+def know_statuses():
+    """Take SIGCHLD back if our parent ignored it: else nobody learns how our processes ended."""
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def end(number, frame):
     """The handler of figure and compare: on the way out each `with` block stops its server."""
     raise SystemExit(128 + number)
@@ -1433,6 +1439,7 @@ def main():
         args = parse_arguments(sys.argv[1:])
         commands = {'chat': chat, 'load': load, 'figure': figure, 'compare': compare}
         handle_signals(end)
+        know_statuses()
         try:
             status = commands[args.command](args)
         finally:
