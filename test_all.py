@@ -19,6 +19,7 @@ import random
 import re
 import select
 import selectors
+import shlex
 import signal
 import socket
 import subprocess
@@ -48,7 +49,7 @@ SCRIPTS = SERVERS + ['client.py', 'test_all.py']
 SPAN = r'([\d.]+) (us|ms|s)'        # a duration in the words of the trace
 
 
-# ---- if the run is stopped, no server stays
+# ---- if the run is stopped, no server is left
 
 started = []        # processes other than servers that tests have started
 
@@ -59,6 +60,7 @@ def setUpModule():
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:   # in the background of a script
         signal.signal(signal.SIGINT, lambda number, frame: None)    # or the servers ignore it too
     client.file_limit()
+    client.know_statuses()
 
 
 def end_run(number, frame):
@@ -364,7 +366,7 @@ def faulty_copy(case, script, *plan):
 # ---- the contract
 
 class Contract:
-    """What every server must hold, under use and abuse alike; CONTRACTS says which there are."""
+    """What every server must do, under use and abuse alike; CONTRACTS says which there are."""
     script, arguments, patch = '', (), None
     parallel = True         # a client that only sits there keeps nobody waiting
     loop = False            # one thread for all: an answer that computes keeps everybody waiting
@@ -994,7 +996,8 @@ class ArgumentsTest(ServerTest):
         """In ASCII, which any console can print, and in 80 columns."""
         for script in SERVERS + ['client.py']:
             doc = ast.get_docstring(ast.parse(read_source(script)), clean=False)
-            ended = run(script, '--help', env={**os.environ, 'COLUMNS': '80', 'NO_COLOR': '1'})
+            ended = run(script, '--help', env={
+                **os.environ, 'COLUMNS': '80', 'NO_COLOR': '1', 'PYTHONOPTIMIZE': ''})
             shown = ended.stdout.decode('ascii').replace('\r', '')
             self.assertIn(doc.strip(), shown)
             self.assertLessEqual(max(map(len, shown.splitlines())), 80, script)
@@ -1279,7 +1282,7 @@ class ClientTest(ServerTest):
     def test_messages(self):
         """Each -m is sent and its reply printed, however long; blank ones are not sent."""
         server, long = self.start_server('select_server.py'), 'x' * 20000
-        ended = self.client(server, '-m', 'hello', '-m', '  ', '-m', 'b\u4e16', '-m', long)
+        ended = self.client(server, '-m', 'hello', '-m', '  ', '-m', 'b\u4e16'.encode(), '-m', long)
         self.assertEqual(ended.stdout.decode().split(), ['HELLO', 'B\u4e16', long.upper()])
         self.assertEqual((ended.returncode, ended.stderr), (0, b''))
 
@@ -1294,7 +1297,7 @@ class ClientTest(ServerTest):
     @unittest.skipUnless(POSIX, 'needs a shell')
     def test_outputs_that_are_closed(self):
         server = self.start_server('select_server.py')
-        command = f'{sys.executable} client.py --port {server.address[1]}'
+        command = f'{shlex.quote(sys.executable)} client.py --port {server.address[1]}'
         for line, status, out, err in (
                 (f'{command} < test_all.py | head -c 10', 0, 10, b''),
                 (f'printf hello | {command} >&-', 1, 0,
@@ -1468,7 +1471,7 @@ class LoadTest(ServerTest):
     def test_server_dies(self):
         """That is an error in words, between two messages or in the middle of one."""
         servers = [self.start_server('select_server.py') for _ in range(2)]
-        loads = [self.start_load(server, '--seconds', '2', '--connections', '10', '--size', size)
+        loads = [self.start_load(server, '--seconds', '20', '--connections', '10', '--size', size)
                  for server, size in zip(servers, ['64', '8000000'])]
         for server in servers:
             self.wait_until_busy(server.pid)
@@ -1569,7 +1572,8 @@ class CompareTest(ServerTest):
         """The servers are looked for in the folder of the real file."""
         with tempfile.TemporaryDirectory() as folder:
             os.symlink(os.path.join(FOLDER, 'client.py'), os.path.join(folder, 'link.py'))
-            ended = run('-c', 'import link; print(ascii(link.FOLDER))', cwd=folder)
+            ended = run('-c', 'import link; print(ascii(link.FOLDER))',
+                        env={**UTF_8, 'PYTHONPATH': folder})
             self.assertEqual(ended.stdout.decode().strip(), ascii(FOLDER))
 
 
