@@ -213,6 +213,22 @@ def crowded_copy(case, script, last):
     return patched_copy(case, script, before=opening)
 
 
+class Disturbance:
+    """Whether other programs had half a processor, or we waited for one a tenth of the time."""
+
+    def __init__(self):
+        self.disturbed, self.start = None, self.look()
+
+    def look(self):
+        with open('/proc/stat') as stat, open('/proc/self/schedstat') as own:
+            idle = int(stat.readline().split()[4]) / os.sysconf('SC_CLK_TCK')
+            return time.monotonic(), idle, int(own.read().split()[1]) / 1e9
+
+    def stop(self):
+        seconds, idle, waited = (now - then for now, then in zip(self.look(), self.start))
+        self.disturbed = idle < 0.5 * seconds or waited > 0.1 * seconds
+
+
 class ServerTest(unittest.TestCase):
     """Base of all tests with servers: it starts them and connects, and cleans up."""
     timeout = TIMEOUT
@@ -267,6 +283,20 @@ class ServerTest(unittest.TestCase):
             if client.cpu_seconds(server.pid) - before > 0.05:
                 return False
         return True
+
+    def undisturbed(self, attempt):
+        """Do ATTEMPT until it succeeds. A failure counts if no other program had a hand in it; if
+        each was disturbed, the test is skipped."""
+        for _ in range(5):
+            watch = Disturbance()
+            try:
+                return attempt()
+            except self.failureException as error:
+                watch.stop()
+                if not watch.disturbed:
+                    raise
+                failure = str(error).splitlines()[0]
+        return self.skipTest(f'other programs disturb this machine too much: {failure}')
 
     def assert_silent(self, server):
         """Stop the server; it has nothing more to say. (Windows has no `kill` without words.)"""
@@ -501,7 +531,8 @@ class Contract:
         self.assertEqual(ask(socks[0]), b'HELLO')
         if self.loop:
             other = self.connect(self.server)
-            self.assertTrue(any(self.rate(socks[0]) > 0.5 * self.rate(other) for _ in range(9)))
+            self.undisturbed(lambda: self.assertLess(
+                self.answers_take(socks[0]), 2 * self.answers_take(other)))
         for sock in socks[:-1]:
             sock.close()
         self.assertEqual(ask(socks[-1]), b'HELLO')
@@ -526,13 +557,14 @@ class Contract:
             self.assertEqual(ask(first), b'HELLO')
         self.assert_silent(server)
 
-    def rate(self, sock, seconds=0.05):
-        """Return how many questions SOCK gets answered in this time."""
-        end, count = time.monotonic() + seconds, 0
-        while time.monotonic() < end:
-            self.assertEqual(ask(sock), b'HELLO')
-            count += 1
-        return count
+    def answers_take(self, sock):
+        """Return the shortest time of ten in which SOCK gets five answers."""
+        times = [time.perf_counter()]
+        for _ in range(10):
+            for _ in range(5):
+                self.assertEqual(ask(sock), b'HELLO')
+            times.append(time.perf_counter())
+        return min(end - start for start, end in zip(times, times[1:]))
 
     @unittest.skipUnless(POSIX, 'there the errors have other numbers')
     def test_not_yet(self):
@@ -574,10 +606,12 @@ class Contract:
         for name, slow in zip([*names, names[0]], ['--work', '--delay', '--work']):
             server = self.start_own(slow, '20', '--port', str(port), **options)
             port, number = server.address[1], getattr(signal, name)
+            held = count_descriptors(server.pid) if LINUX else 0
             for message in b'', b'compute', b'x' * 10000:
                 self.connect(server).sendall(message)
-            if self.forks and LINUX:
-                wait_until(lambda: len(client.process_tree(server.pid)) == 4)
+            if LINUX:       # a connection that was not accepted would not keep the port
+                wait_until(lambda: len(client.process_tree(server.pid)) == 4 if self.forks else
+                           count_descriptors(server.pid) > held)
             pids = client.process_tree(server.pid) if LINUX else []
             try:        # as at a terminal: to the whole group
                 os.killpg(server.pid, number) if POSIX else server.process.send_signal(number)
