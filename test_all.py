@@ -28,7 +28,6 @@ import tempfile
 import textwrap
 import threading
 import time
-import traceback
 import unittest
 import unittest.mock
 import xml.dom.minidom
@@ -287,21 +286,11 @@ class ServerTest(unittest.TestCase):
 
     def do_each(self, test, rows):
         """Do TEST(*row) for each row, three at a time: they wait more than they compute."""
-        failed, skipped = [], []
-
-        def attempt(row):
-            try:
-                test(*row)
-            except unittest.SkipTest as reason:
-                skipped.append(f'{row}: {reason}')
-            except Exception:
-                failed.append(f'{row}: {traceback.format_exc()}')
         with concurrent.futures.ThreadPoolExecutor(3) as pool:
-            list(pool.map(attempt, rows))
-        if failed:
-            self.fail('\n'.join(failed))
-        if skipped:
-            self.skipTest('; '.join(skipped))
+            futures = [pool.submit(test, *row) for row in rows]
+        for row, future in zip(rows, futures):
+            with self.subTest(row=row):
+                future.result()
 
     def undisturbed(self, attempt):
         """Do ATTEMPT until it succeeds. A failure counts if no other program had a hand in it; if
@@ -1274,9 +1263,8 @@ class TraceTest(ServerTest):
             "#1 +recv +blocked {!}, then 5 bytes b'hello'$", '#1 +close ']}
 
     def test_trace(self):
-        self.do_each(lambda command, patterns: self.undisturbed(
-            lambda: self.check_trace(command, patterns)), [
-                row for row in self.LINES.items() if not missing(row[0].split())])
+        rows = [row for row in self.LINES.items() if not missing(row[0].split())]
+        self.do_each(lambda *row: self.undisturbed(lambda: self.check_trace(*row)), rows)
 
     def check_trace(self, command, patterns):
         server = self.start_server(*command.split(), '--trace')
