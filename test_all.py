@@ -108,6 +108,15 @@ def random_bytes(count):
     return random.Random(count).getrandbits(8 * count + 8).to_bytes(count + 1, 'little')[1:]
 
 
+def pieces_of(data, choose):
+    """Yield DATA in pieces of 1 byte to 1 MB, as the random generator CHOOSE says."""
+    start = 0
+    while start < len(data):
+        size = int(2 ** choose.uniform(0, 20))
+        yield data[start:start + size]
+        start += size
+
+
 def send_until_blocked(sock, quiet=0.1, most=200 << 20):
     """Send until nothing has gone for QUIET seconds, and read nothing; return what was sent."""
     timeout, sent, chunk = sock.gettimeout(), bytearray(), random_bytes(65536)
@@ -146,22 +155,16 @@ def start_process(case, *command, **options):
     pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     process = subprocess.Popen(command, **{'cwd': FOLDER, **pipes, **options})
     started.append(process)
-
-    def end():
-        process.kill()
-        with process:       # this closes its pipes
-            started.remove(process)
-    case.addCleanup(end)
+    case.addCleanup(process.__exit__, None, None, None)     # this closes its pipes
+    case.addCleanup(process.kill)
     return process
 
 
 def run(*command, **options):
     """Run a script of the folder to its end; return it with what it printed as bytes."""
-    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'timeout': 60, 'cwd': FOLDER,
-               'env': {**UTF_8, 'NO_COLOR': '1', 'PYTHON_COLORS': '0'}, **options}
-    if 'input' not in options:
-        options.setdefault('stdin', subprocess.DEVNULL)
-    return subprocess.run([*PYTHON, *command], **options)
+    options = {'stdin': None if 'input' in options else subprocess.DEVNULL, 'timeout': 60,
+               'env': {**UTF_8, 'NO_COLOR': '1', 'PYTHON_COLORS': '0'}, 'cwd': FOLDER, **options}
+    return subprocess.run([*PYTHON, *command], capture_output=True, **options)
 
 
 def read_source(script):
@@ -284,9 +287,9 @@ class ServerTest(unittest.TestCase):
                 return False
         return True
 
-    def do_each(self, test, rows):
-        """Do TEST(*row) for each row, three at a time: they wait more than they compute."""
-        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    def do_each(self, test, rows, threads=3):
+        """Do TEST(*row) for each row, some at a time: they wait more than they compute."""
+        with concurrent.futures.ThreadPoolExecutor(threads) as pool:
             futures = [pool.submit(test, *row) for row in rows]
         for row, future in zip(rows, futures):
             with self.subTest(row=row):
@@ -456,10 +459,9 @@ class Contract:
 
     def test_every_byte_in_order(self):
         """2 MB in pieces of all sizes, then half-close: all comes back, and then the end."""
-        data, sizes = random_bytes(2 << 20), random.Random(4).choices([1, 10, 1000, 100000], k=80)
-        starts = [0, *itertools.accumulate(sizes), len(data)]
-        pieces = [data[start:end] for start, end in zip(starts, starts[1:])]
-        received = self.send_and_half_close(self.connect(self.server), pieces)
+        data = random_bytes(2 << 20)
+        received = self.send_and_half_close(
+            self.connect(self.server), pieces_of(data, random.Random(4)))
         self.assertEqual(len(received), len(data))
         self.assertEqual(received, data.upper())
 
@@ -1172,45 +1174,6 @@ class FaultTest(ServerTest):
 
 # ---- swarm: random clients
 
-class SwarmClient:
-    """One random client: slices from 1 byte to 1 MB, pauses, and an end of its own kind."""
-
-    def __init__(self, address, choose):
-        size = choose.choice([0, 1, 1000, 30000, 100000, 1000000])
-        self.unsent = memoryview(random_bytes(size + choose.randrange(1 + size)))
-        self.expected = memoryview(bytes(self.unsent).upper())      # and has not come yet
-        self.end = choose.choice(['half-close', 'half-close', 'close', 'reset', 'reset'])
-        self.unread = choose.choice([0, choose.randrange(1 + size)])    # at a close or reset
-        self.choose, self.sock = choose, socket.create_connection(address, TIMEOUT)
-        self.sock.setblocking(False)
-
-    def step(self):
-        """Do one thing that this client can do now; return False when it has ended."""
-        if self.end in ('close', 'reset') and len(self.expected) <= self.unread:
-            (reset if self.end == 'reset' else socket.socket.close)(self.sock)
-            return False
-        size = int(2 ** self.choose.uniform(0, 20))
-        with contextlib.suppress(BlockingIOError):
-            if self.unsent and self.choose.random() < 0.5:
-                self.unsent = self.unsent[self.sock.send(self.unsent[:size]):]
-            elif not self.unsent and self.end == 'half-close':
-                self.sock.shutdown(socket.SHUT_WR)
-                self.end = 'half-closed'
-            elif self.choose.random() < 0.9:        # else it pauses
-                return self.receive(size)
-        return True
-
-    def receive(self, size):
-        data = self.sock.recv(size)
-        too_soon = not data and (self.expected or self.end != 'half-closed')
-        if too_soon or data != self.expected[:len(data)]:
-            raise AssertionError(f'{data[:99]} with {len(self.expected)} bytes still to come')
-        self.expected = self.expected[len(data):]
-        if not data:
-            self.sock.close()
-        return bool(data)
-
-
 class SwarmTest(ServerTest):
     def test_swarm(self):
         """A dozen random clients at a time: each gets what bytes.upper says, whoever leaves."""
@@ -1218,14 +1181,36 @@ class SwarmTest(ServerTest):
             server = self.start_server(*command)
             end = time.monotonic() + (SOAK or 0.5) / len(PARALLEL)
             while time.monotonic() < end:
-                seed = random.randrange(1 << 32)
-                with self.subTest(server=server.name, seed=seed):
-                    choose = random.Random(seed)
-                    alive = [SwarmClient(server.address, choose) for _ in range(12)]
-                    while alive:
-                        alive = [each for each in alive if each.step()]
+                clients = [[server.address, random.randrange(1 << 32)] for _ in range(24)]
+                self.do_each(self.random_client, clients, threads=12)
             self.assert_serves(server)
             self.assert_silent(server)
+
+    def random_client(self, address, seed):
+        """One that half-closes and has all its bytes, or leaves sooner, perhaps by a reset."""
+        choose = random.Random(seed)
+        size = choose.choice([0, 1, 1000, 30000, 100000, 1000000])
+        data, end = random_bytes(size), choose.choice(['half-close', 'close', 'reset'])
+        wanted = len(data) if end == 'half-close' else choose.randrange(1 + len(data))
+
+        def send():
+            with contextlib.suppress(OSError):      # it has left meanwhile
+                for piece in pieces_of(data, choose):
+                    sock.sendall(piece)
+                if end == 'half-close':
+                    sock.shutdown(socket.SHUT_WR)
+        with socket.create_connection(address, TIMEOUT) as sock:
+            sender = threading.Thread(target=send)
+            sender.start()
+            received = receive(sock, wanted)
+            last = sock.recv(1) if end == 'half-close' else b''
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)     # wakes the sender
+            sender.join()
+            if end == 'reset':
+                reset(sock)
+        self.assertEqual((len(received), last), (wanted, b''))
+        self.assertEqual(received, data.upper()[:wanted])
 
 
 # ---- the trace
