@@ -28,6 +28,7 @@ import tempfile
 import textwrap
 import threading
 import time
+import timeit
 import unittest
 import unittest.mock
 import xml.dom.minidom
@@ -106,6 +107,25 @@ def reset(sock):
 
 def random_bytes(count):
     return random.Random(count).getrandbits(8 * count + 8).to_bytes(count + 1, 'little')[1:]
+
+
+@contextlib.contextmanager
+def sending(sock, pieces, half_close=True):
+    """In a `with` block of this a thread sends PIECES, and half-closes at the end."""
+    def send():
+        with contextlib.suppress(OSError):
+            for piece in pieces:
+                sock.sendall(piece)
+            if half_close:
+                sock.shutdown(socket.SHUT_WR)
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)     # wakes the thread if it still sends
+        sender.join()
 
 
 def pieces_of(data, choose):
@@ -445,23 +465,12 @@ class Contract:
             sock.sendall(message)
             self.assertEqual(sock.recv(1024), message.upper())
 
-    def send_and_half_close(self, sock, pieces):
-        """Send PIECES and half-close while we read; return all that comes back."""
-        def send():
-            for piece in pieces:
-                sock.sendall(piece)
-            sock.shutdown(socket.SHUT_WR)
-        sender = threading.Thread(target=send)
-        sender.start()
-        received = receive_all(sock)
-        sender.join()
-        return received
-
     def test_every_byte_in_order(self):
         """2 MB in pieces of all sizes, then half-close: all comes back, and then the end."""
         data = random_bytes(2 << 20)
-        received = self.send_and_half_close(
-            self.connect(self.server), pieces_of(data, random.Random(4)))
+        sock = self.connect(self.server)
+        with sending(sock, pieces_of(data, random.Random(4))):
+            received = receive_all(sock)
         self.assertEqual(len(received), len(data))
         self.assertEqual(received, data.upper())
 
@@ -469,7 +478,8 @@ class Contract:
         """The client sends, half-closes, and begins to read only then: nothing may be lost."""
         sock = self.connect(self.server)
         sent = send_until_blocked(sock, self.quiet)
-        received = self.send_and_half_close(sock, [b'the end'])
+        with sending(sock, [b'the end']):
+            received = receive_all(sock)
         self.assertEqual(len(received), len(sent) + 7)
         self.assertEqual(received, sent.upper() + b'THE END')
 
@@ -569,12 +579,8 @@ class Contract:
 
     def answers_take(self, sock):
         """Return the shortest time of four in which SOCK gets five answers."""
-        times = [time.perf_counter()]
-        for _ in range(4):
-            for _ in range(5):
-                self.assertEqual(ask(sock), b'HELLO')
-            times.append(time.perf_counter())
-        return min(end - start for start, end in zip(times, times[1:]))
+        return min(timeit.repeat(
+            lambda: self.assertEqual(ask(sock), b'HELLO'), repeat=4, number=5))
 
     @unittest.skipUnless(POSIX, 'there the errors have other numbers')
     def test_not_yet(self):
@@ -666,38 +672,34 @@ TINY_RING = ('SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024',
 SHARED = dict.fromkeys(['test_500_at_once', 'test_accept_fails', 'test_ipv6',
                         'test_out_of_descriptors', 'test_resets', 'test_slow_answers',
                         'test_stalled_reader', 'test_stop_signals'])
+SERIAL, FORKS, ASYNC = {'parallel': False}, {'forks': True}, {'loop': True}
 LOOP = {'loop': True, 'waits': True}
 LIKE_IT = {**LOOP, **SHARED}
-CONTRACTS = [       # name, server, its calls that FaultTest makes fail, what its model allows
-    ('BlockingSerialTest', 'blocking_server.py --mode serial', 'accept recv sendall',
-     {'parallel': False}),
-    ('BlockingThreadTest', 'blocking_server.py', 'accept recv sendall thread', {}),
-    ('BlockingProcessTest', 'blocking_server.py --mode process', 'accept recv sendall fork',
-     {'forks': True}),
-    ('BlockingPoolTest', 'blocking_server.py --mode pool --pool-size 3', 'accept recv sendall',
-     {'parallel': False}),
-    ('NonblockingTest', 'nonblocking_server.py', 'accept recv send', LOOP),
-    ('NonblockingPauseTest', 'nonblocking_server.py --pause 0.001', 'accept recv send', LIKE_IT),
-    ('SelectTest', 'select_server.py', 'accept recv send', LOOP),
-    ('SelectorsEpollTest', 'selectors_server.py --suffix= --selector epoll',
-     'accept recv send register', LOOP),
-    ('SelectorsKqueueTest', 'selectors_server.py --suffix= --selector kqueue', 'accept', LOOP),
-    ('SelectorsPollTest', 'selectors_server.py --suffix= --selector poll',
-     'accept recv send register', LIKE_IT),
-    ('SelectorsSelectTest', 'selectors_server.py --suffix= --selector select',
-     'accept recv send', LIKE_IT),
-    ('AsyncAsyncioTest', 'async_server.py --engine asyncio', 'accept recv send register',
-     {'loop': True}),
-    ('AsyncIoUringTest', 'async_server.py --engine io_uring', 'accept getpeername completion',
-     {'loop': True}),
-    ('AsyncTinyRingTest', 'async_server.py --engine io_uring', '',
-     {'loop': True, 'patch': TINY_RING, **SHARED, 'test_resets': Contract.test_resets,
-      'test_500_at_once': Contract.test_500_at_once}),
-    ('SocketserverSerialTest', 'socketserver_server.py --mode serial', 'accept recv sendall',
-     {'parallel': False, **SHARED}),
-    ('SocketserverThreadTest', 'socketserver_server.py', 'accept recv sendall thread', {}),
-    ('SocketserverProcessTest', 'socketserver_server.py --mode process', 'accept recv sendall fork',
-     {'forks': True})]
+TINY = {**ASYNC, **SHARED, 'patch': TINY_RING, 'test_resets': Contract.test_resets,
+        'test_500_at_once': Contract.test_500_at_once}
+CONTRACTS = [       # name, server, calls beside accept that may fail, what it allows
+    ('BlockingSerialTest', 'blocking_server.py --mode serial', 'recv sendall', SERIAL),
+    ('BlockingThreadTest', 'blocking_server.py', 'recv sendall thread', {}),
+    ('BlockingProcessTest', 'blocking_server.py --mode process', 'recv sendall fork', FORKS),
+    ('BlockingPoolTest', 'blocking_server.py --mode pool --pool-size 3', 'recv sendall', SERIAL),
+    ('NonblockingTest', 'nonblocking_server.py', 'recv send', LOOP),
+    ('NonblockingPauseTest', 'nonblocking_server.py --pause 0.001', 'recv send', LIKE_IT),
+    ('SelectTest', 'select_server.py', 'recv send', LOOP),
+    ('SelectorsEpollTest', 'selectors_server.py --suffix= --selector epoll', 'recv send register',
+     LOOP),
+    ('SelectorsKqueueTest', 'selectors_server.py --suffix= --selector kqueue', 'recv send', LOOP),
+    ('SelectorsPollTest', 'selectors_server.py --suffix= --selector poll', 'recv send register',
+     LIKE_IT),
+    ('SelectorsSelectTest', 'selectors_server.py --suffix= --selector select', 'recv send',
+     LIKE_IT),
+    ('AsyncAsyncioTest', 'async_server.py --engine asyncio', 'recv send register', ASYNC),
+    ('AsyncIoUringTest', 'async_server.py --engine io_uring', 'getpeername completion', ASYNC),
+    ('AsyncTinyRingTest', 'async_server.py --engine io_uring', '', TINY),
+    ('SocketserverSerialTest', 'socketserver_server.py --mode serial', 'recv sendall',
+     {**SERIAL, **SHARED}),
+    ('SocketserverThreadTest', 'socketserver_server.py', 'recv sendall thread', {}),
+    ('SocketserverProcessTest', 'socketserver_server.py --mode process', 'recv sendall fork',
+     FORKS)]
 VARIANTS = {}       # every way to run a server that this platform has, for tests of other kinds
 for name, command, calls, traits in CONTRACTS:
     script, *arguments = command.split()
@@ -1114,7 +1116,7 @@ class FaultTest(ServerTest):
         rows = []
         for command, calls in list(VARIANTS.items()) * (1 + int(SOAK / 20)):
             plan = []
-            for call in calls.split():
+            for call in ['accept', *calls.split()]:
                 names = self.ERRORS[call].split()
                 for name in random.sample(names, min(len(names), 99 if SOAK else 2)):
                     plan.append([call, getattr(errno, name, 0), random.randrange(1, 9), 1])
@@ -1194,21 +1196,10 @@ class SwarmTest(ServerTest):
         size = choose.choice([0, 1, 1000, 30000, 100000, 1000000])
         data, end = random_bytes(size), choose.choice(['half-close', 'close', 'reset'])
         wanted = len(data) if end == 'half-close' else choose.randrange(1 + len(data))
-
-        def send():
-            with contextlib.suppress(OSError):      # it has left meanwhile
-                for piece in pieces_of(data, choose):
-                    sock.sendall(piece)
-                if end == 'half-close':
-                    sock.shutdown(socket.SHUT_WR)
         with socket.create_connection(address, TIMEOUT) as sock:
-            sender = threading.Thread(target=send)
-            sender.start()
-            received = receive(sock, wanted)
-            last = sock.recv(1) if end == 'half-close' else b''
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)     # wakes the sender
-            sender.join()
+            with sending(sock, pieces_of(data, choose), half_close=end == 'half-close'):
+                received = receive(sock, wanted)
+                last = sock.recv(1) if end == 'half-close' else b''
             if end == 'reset':
                 reset(sock)
         self.assertEqual((len(received), last), (wanted, b''))
@@ -1264,18 +1255,13 @@ class TraceTest(ServerTest):
         for line in lines:
             self.assertRegex(line, r'^ *\d+\.\d{3} s  (#\d+|-) +[a-z/]+ +[ -~]+$')
             self.assertLessEqual(len(line), 80)
-        for pattern in patterns:
-            self.find(lines, pattern)
-
-    def find(self, lines, pattern):
-        """Find the first line that matches, and forget the lines up to it: the order counts."""
-        regex, seen = pattern.replace('{!}', SPAN).replace('{}', '[0-9.]+ (?:us|ms|s)'), list(lines)
-        match = None
-        while lines and not match:
-            match = re.search(regex, lines.pop(0))
-        self.assertTrue(match, f'no line has {pattern!r} in {seen}')
-        if '{!}' in pattern:
-            self.assertTrue(0.05 < self.seconds(match) < TIMEOUT, match[0])
+        rest = iter(lines)
+        for pattern in patterns:        # each comes after the one before
+            regex = pattern.replace('{!}', SPAN).replace('{}', '[0-9.]+ (?:us|ms|s)')
+            match = next(filter(None, map(re.compile(regex).search, rest)), None)
+            self.assertTrue(match, f'no line has {pattern!r} in {lines}')
+            if '{!}' in pattern:
+                self.assertTrue(0.05 < self.seconds(match) < TIMEOUT, match[0])
 
     def seconds(self, match):
         """Return the duration that SPAN has matched."""
