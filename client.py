@@ -974,7 +974,8 @@ def client_phases(client, trace):
     """Return what a client waited for, and how long: ([(kind, start, end, label)], seconds)."""
     number, accepted = next(((number, at) for at, number, call, words in trace if call == 'accept'
                              and words.endswith(f':{client["port"]} joined')), (0, client['reply']))
-    answers = [(at, words) for at, who, call, words in trace if who == number and call == 'answer']
+    answers = [(at, words) for at, who, call, words in trace if who == number and call == 'answer'
+               and not words.endswith('...')]
     done, words = answers[0] if answers else (client['reply'], '0 us')
     amount, unit = re.findall(r'([\d.]+) (us|ms|s)\b', words)[-1]
     took = float(amount) * {'us': 1e-6, 'ms': 1e-3, 's': 1}[unit]
