@@ -17,7 +17,6 @@ Run it:      python async_server.py --trace
 Talk to it:  python client.py --port 8084
 """
 import argparse
-import atexit
 import errno
 import os
 import signal
@@ -32,13 +31,13 @@ BUFSIZE = 32768         # bytes that one recv takes at most
 RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
 answer = None           # turns a client's bytes into the answer; see choose_answer
 delay = 0               # seconds to wait before each answer; --delay changes it
-loop = sleep = None     # an IoUringLoop or asyncio's loop, and the function that waits on it
-no_io_uring = None      # why --engine auto has not taken it
+loop = None             # an IoUringLoop or an AsyncioLoop
+no_io_uring = None      # why --engine auto did not choose it
 
 
 # ---- the model
 
-async def communicate(loop, conn, sleep):
+async def communicate(conn):
     """Talk with one client until it leaves. At each await the process goes on with others."""
     with conn:
         try:
@@ -47,50 +46,75 @@ async def communicate(loop, conn, sleep):
                 if not data:
                     break
                 if delay:
-                    await sleep(delay)      # holds up nobody; time.sleep would hold up everybody
+                    await wait(conn)
                 await loop.sock_sendall(conn, answer(conn, data))   # resumed when all is taken
+                del data            # a silent client keeps no message in memory
         except (OSError, MemoryError):
             pass    # connection lost, or no memory: only this conversation ends
 
 
-async def accept(loop, listener, sleep):
+async def wait(conn):
+    """Wait before an answer. This holds up nobody; time.sleep would hold up everybody."""
+    await loop.sleep(delay)
+
+
+async def accept(listener):
     """Start a conversation with each client that connects."""
     while True:
         try:
             conn, addr = await loop.sock_accept(listener)
-            loop.create_task(communicate(loop, conn, sleep))
+            loop.create_task(communicate(conn))
         except ConnectionError:         # the client left before we accepted it
             pass
         except (OSError, MemoryError) as error:
+            conn = None                 # if it is a client without a task, it is closed
             report_accept_error(error)
-            await sleep(RETRY_DELAY)
+            await loop.sleep(RETRY_DELAY)
 
 
-def serve_io_uring(listener):
-    """Completion: the loop is the IoUringLoop below."""
-    loop.run_until_complete(accept(loop, listener, sleep))
-
-
-def serve_asyncio(listener):
-    """asyncio's own loop: on Windows completion (IOCP), elsewhere readiness (a selector)."""
+def serve(listener):
+    """Run the loop that --engine has chosen."""
     if no_io_uring:
         print_line(f'no io_uring: {no_io_uring}', sys.stderr)
-    listener.setblocking(False)
-    loop.run_until_complete(accept(loop, listener, sleep))
+    loop.run_until_complete(accept(listener))
 
 
-# ---- io_uring: class IoUringLoop, open_io_uring
-# Names and numbers are those of <linux/io_uring.h>.
+class AsyncioLoop:
+    """asyncio's own loop: on Windows completion (IOCP), elsewhere readiness (a selector).
+
+    Its sock_recv and sock_accept do not pause while there is something to take: so first the others
+    have a turn. It saves CPU too: then the next message is mostly there, and nothing waits for it.
+    """
+
+    def run_until_complete(self, coroutine):
+        asyncio.run(self.run(coroutine))    # closes the loop, however it ends
+
+    async def run(self, coroutine):
+        self.loop = asyncio.get_running_loop()
+        self.create_task, self.sleep = self.loop.create_task, asyncio.sleep
+        await coroutine
+
+    async def sock_accept(self, listener):
+        listener.setblocking(False)         # asyncio expects it
+        await asyncio.sleep(0)
+        return await self.loop.sock_accept(listener)
+
+    async def sock_recv(self, conn, size):
+        await asyncio.sleep(0)
+        return await self.loop.sock_recv(conn, size)
+
+    def sock_sendall(self, conn, data):
+        return self.loop.sock_sendall(conn, data)
+
+
+# ---- io_uring: class IoUringLoop, open_io_uring; names and numbers are <linux/io_uring.h>'s
 
 IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427  # <asm/unistd.h>
-IORING_SETUP_CQSIZE = 1 << 3
-IORING_SETUP_COOP_TASKRUN = 1 << 8              # Linux 5.19
-IORING_SETUP_SINGLE_ISSUER = 1 << 12            # Linux 6.0
-IORING_OFF_SQES, IORING_ENTER_GETEVENTS = 0x10000000, 1 << 0
-IORING_REGISTER_PBUF_RING = 22                  # Linux 5.19
+IORING_SETUP_CQSIZE, IORING_SETUP_COOP_TASKRUN = 1 << 3, 1 << 8     # the second: Linux 5.19
+IORING_SETUP_SINGLE_ISSUER = 1 << 12                                # Linux 6.0
+IORING_OFF_SQES, IORING_ENTER_GETEVENTS, IORING_REGISTER_PBUF_RING = 0x10000000, 1 << 0, 22
 IORING_OP_TIMEOUT, IORING_OP_ACCEPT, IORING_OP_SEND, IORING_OP_RECV = 11, 13, 26, 27
-IOSQE_BUFFER_SELECT = 1 << 5
-IORING_CQE_F_BUFFER, IORING_CQE_BUFFER_SHIFT = 1 << 0, 16
+IOSQE_BUFFER_SELECT, IORING_CQE_F_BUFFER, IORING_CQE_BUFFER_SHIFT = 1 << 5, 1 << 0, 16
 io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, len, user_data
 io_uring_cqe = struct.Struct('QiI')                 # user_data, res, flags
 io_uring_buf = struct.Struct('QIHxx')               # addr, len, bid
@@ -101,20 +125,22 @@ HEADER = getattr(bytes, '__basicsize__', 1) - 1    # CPython: where the bytes be
 
 
 class IoUringLoop:
-    """An event loop on io_uring, with those methods of asyncio's loops that we need.
+    """An event loop on io_uring, with the few methods of asyncio's loops that we need.
 
     The process and the kernel share two queues in memory. We write what the coroutines ask for to
-    one, and io_uring_enter hands it over. The kernel writes what it has done to the other.
+    one, and io_uring_enter hands it over. The kernel writes what it has done to the other. `yield`
+    waits for that: user_data (the number of the task that asked), res, flags. Whoever is resumed
+    first says who it is (current_task), so that what it asks for next has its number too.
 
-    Without IORING_SETUP_DEFER_TASKRUN it does so at any time, also while Python computes.
-    Normally the thread that has submitted does that work itself: on its way back from an
-    interrupt, or from any system call ("task work", io_uring_setup(2), COOP_TASKRUN). So no
-    other processor writes what we read, and we need no memory barriers.
+    Without IORING_SETUP_DEFER_TASKRUN the kernel writes at any time, also while Python computes.
+    Normally the thread that has submitted does that work itself: on its way back from an interrupt,
+    or from any system call ("task work", io_uring_setup(2), COOP_TASKRUN). So no other processor
+    writes what we read, and we need no memory barriers.
 
-    No memory is freed while the kernel may still use it. The buffers for recv live as long as
-    the loop. The coroutine that waits for a send holds its bytes. When the process ends, the
-    kernel cancels what is in flight on a thread of its own: with thousands of connections the
-    port is free 0.1 s later. Raises OSError where the kernel refuses.
+    No memory is freed while the kernel may still use it: the buffers for recv live as long as the
+    loop, and a coroutine that waits for a send holds its bytes. When the process ends, the kernel
+    cancels what is in flight on a thread of its own: with thousands of connections the port is free
+    0.1 s later. Raises OSError where the kernel refuses.
     """
 
     def __init__(self):
@@ -123,22 +149,20 @@ class IoUringLoop:
         self.syscall.argtypes, self.syscall.restype = [ctypes.c_long] * 7, ctypes.c_long
         params = (ctypes.c_uint32 * 30)()   # io_uring_params; sq_off from 10, cq_off from 20
         params[1] = CQ_ENTRIES
-        params[2] = (IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER
-                     | IORING_SETUP_COOP_TASKRUN)
+        params[2] = IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_COOP_TASKRUN
         self.fd = self.checked_syscall(IO_URING_SETUP, SQ_ENTRIES, ctypes.addressof(params))
         self.sq_head, self.sq_tail, array = params[10] // 4, params[11] // 4, params[16] // 4
         self.cq_head, self.cq_tail, self.cqes = params[20] // 4, params[21] // 4, params[25]
         size = max(4 * (array + SQ_ENTRIES), self.cqes + io_uring_cqe.size * CQ_ENTRIES)
         self.rings = mmap.mmap(self.fd, size)
-        self.ring_u32 = memoryview(self.rings).cast('I')
+        self.ring_u32 = memoryview(self.rings).cast('I')    # so indices are bytes // 4, cqes apart
         for slot in range(SQ_ENTRIES):      # the kernel looks here which entry is next
             self.ring_u32[array + slot] = slot
         self.sqes = mmap.mmap(self.fd, SQ_ENTRIES * io_uring_sqe.size, offset=IORING_OFF_SQES)
         self.queue = []         # what the next call submits
         self.tasks = {}         # user_data: the `send` of the coroutine that waits for it
-        self.current_task = self.created = 0
+        self.current_task = self.created = 0    # the number of the task that runs, of the last
         self.tail = self.head = 0       # where we write submissions, and read completions
-        self.eager = False      # submit before each answer, so that a slow one delays no read
         self.provide_buffers()
 
     def provide_buffers(self):
@@ -160,16 +184,19 @@ class IoUringLoop:
     def sock_accept(self, listener):
         self.queue.append(io_uring_sqe.pack(
             IORING_OP_ACCEPT, 0, listener.fileno(), 0, 0, self.current_task))
-        self.current_task, res, _ = yield   # the completion: whose it is, the result, flags
+        self.current_task, res, _ = yield
         if res < 0:
             raise OSError(-res, os.strerror(-res))
-        conn = socket.socket(listener.family, listener.type, listener.proto, fileno=res)
+        try:
+            conn = socket.socket(listener.family, listener.type, listener.proto, fileno=res)
+        except MemoryError:
+            os.close(res)
+            raise
         conn.set_inheritable(False)     # as Python's own accept does (PEP 446)
         try:
             return conn, conn.getpeername()
-        except OSError:                 # the client has left already
-            conn.close()
-            raise ConnectionAbortedError from None
+        except OSError:                 # the client has left already: recv will say so
+            return conn, None
 
     @types.coroutine
     def sock_recv(self, conn, size):
@@ -177,32 +204,28 @@ class IoUringLoop:
             self.queue.append(io_uring_sqe.pack(
                 IORING_OP_RECV, IOSQE_BUFFER_SELECT, conn.fileno(), 0, size, self.current_task))
             self.current_task, res, flags = yield
-            if res > 0:         # in place; a bytes object of it is Python's own copy
-                bid = flags >> IORING_CQE_BUFFER_SHIFT
+            bid = flags >> IORING_CQE_BUFFER_SHIFT
+            if flags & IORING_CQE_F_BUFFER:     # the kernel has used this one: give it back soon
                 self.to_return.append(self.buffer[bid])
-                start = bid * STRIDE
-                return self.buffers[start:start + res]
-            if flags & IORING_CQE_F_BUFFER:     # the kernel took a buffer anyway: give it back
-                self.to_return.append(self.buffer[flags >> IORING_CQE_BUFFER_SHIFT])
-            if res == 0:
-                return b''
+            if res >= 0:        # in place; a bytes object of it is Python's own copy
+                return self.buffers[bid * STRIDE:bid * STRIDE + res]
             if res != -errno.ENOBUFS:
                 raise OSError(-res, os.strerror(-res))
             if self.reserve:    # no buffer was left: provide one more, and ask again
-                self.to_return.append(self.reserve.pop())
+                self.to_return.append(self.reserve[-1])
+                self.reserve.pop()
 
     @types.coroutine
     def sock_sendall(self, conn, data):
         while True:
             self.queue.append(io_uring_sqe.pack(
-                IORING_OP_SEND, 0, conn.fileno(), id(data) + HEADER, len(data),
-                self.current_task))
+                IORING_OP_SEND, 0, conn.fileno(), id(data) + HEADER, len(data), self.current_task))
             self.current_task, res, _ = yield
             if res == len(data):
                 return
             if res < 0:
                 raise OSError(-res, os.strerror(-res))
-            data = data[res:]       # the kernel took less than all
+            data = data[res:]       # the kernel took only a part
 
     @types.coroutine
     def sleep(self, seconds):
@@ -213,19 +236,19 @@ class IoUringLoop:
 
     def create_task(self, coroutine):
         """Run COROUTINE up to its first await. The completion of that operation resumes it."""
-        caller, self.current_task = self.current_task, self.created
-        self.created += 1
-        self.tasks[self.current_task] = coroutine.send
+        caller, number = self.current_task, self.created + 1
+        self.tasks[number] = coroutine.send     # first: there may be no memory for it
+        self.current_task = self.created = number
         try:
             coroutine.send(None)
         except StopIteration:       # it has ended before its first await
-            del self.tasks[self.current_task]
-        self.current_task = caller
+            del self.tasks[number]
+        finally:
+            self.current_task = caller
 
     def run_until_complete(self, coroutine):
         """Resume COROUTINE, and those that it creates, as their operations complete."""
         self.create_task(coroutine)
-        tasks = self.tasks
         while True:
             completed = self.ring_u32[self.cq_tail] != self.head    # while we computed
             if self.queue or not completed:
@@ -234,9 +257,9 @@ class IoUringLoop:
                 if self.eager and self.queue:
                     self.submit()
                 try:
-                    tasks[completion[0]](completion)
+                    self.tasks[completion[0]](completion)
                 except StopIteration:
-                    del tasks[completion[0]]
+                    del self.tasks[completion[0]]
 
     def submit(self, wait=False):
         """Call io_uring_enter: hand over what the coroutines ask for. WAIT for a completion?"""
@@ -255,9 +278,8 @@ class IoUringLoop:
         copy_to_ring(self.sqes, io_uring_sqe.size, self.tail, batch)
         self.ring_u32[self.sq_tail] = self.tail = (self.tail + len(batch)) & 0xffffffff
         try:
-            self.checked_syscall(
-                IO_URING_ENTER, self.fd, not_taken + len(batch), wait and not self.queue,
-                IORING_ENTER_GETEVENTS)
+            self.checked_syscall(IO_URING_ENTER, self.fd, not_taken + len(batch),
+                                 wait and not self.queue, IORING_ENTER_GETEVENTS)
         except OSError as error:    # a signal, or the completion queue is full: read it first
             if error.errno not in (errno.EINTR, errno.EAGAIN, errno.EBUSY):
                 raise
@@ -267,9 +289,8 @@ class IoUringLoop:
         head, tail = self.head, self.ring_u32[self.cq_tail]
         first = self.cqes + head % CQ_ENTRIES * io_uring_cqe.size
         last = self.cqes + tail % CQ_ENTRIES * io_uring_cqe.size
-        if first < last or head == tail:
-            completed = self.rings[first:last]
-        else:                       # after the last slot comes the first one
+        completed = self.rings[first:last]
+        if head != tail and first >= last:      # after the last slot comes the first one
             end = self.cqes + CQ_ENTRIES * io_uring_cqe.size
             completed = self.rings[first:end] + self.rings[self.cqes:last]
         self.ring_u32[self.cq_head] = self.head = tail      # now the kernel may reuse the slots
@@ -293,7 +314,7 @@ def copy_to_ring(ring, size, tail, entries):
 
 
 def open_io_uring(loop_class):
-    """Return a LOOP_CLASS and None, or None and the reason why there can be none."""
+    """Return a LOOP_CLASS and None, or None and why io_uring cannot be used."""
     global ctypes, mmap
     if sys.implementation.name != 'cpython' or not sys.platform.startswith('linux'):
         return None, 'it needs CPython and Linux'
@@ -301,14 +322,12 @@ def open_io_uring(loop_class):
         import ctypes
         import mmap
         return loop_class(), None
-    except ImportError as error:
-        return None, str(error)
-    except OSError as error:
+    except (ImportError, OSError) as error:
         reasons = {errno.EPERM: 'refused, by a container or by sysctl kernel.io_uring_disabled',
                    errno.ENOSYS: 'this kernel has none, or a container hides it',
                    errno.EINVAL: 'needs Linux 6.0 or later',
                    errno.ENOMEM: 'too little locked memory is allowed (ulimit -l)'}
-        return None, reasons.get(error.errno, error.strerror)
+        return None, reasons.get(getattr(error, 'errno', None), why(error))
 
 
 # ---- start
@@ -330,45 +349,90 @@ def open_listener(family, address):
 
 
 def main():
-    global answer, delay, loop, sleep, no_io_uring
+    global asyncio, answer, delay, loop, wait, no_io_uring
     parser = arguments()
     parser.add_argument('--engine', default='auto', choices=['auto', 'io_uring', 'asyncio'],
                         help='auto: io_uring where the kernel permits it, otherwise asyncio')
     args = parser.parse_args()
     delay, args.delay = args.delay, 0       # communicate awaits it
     answer = choose_answer(args)
+    if args.trace:
+        wait = traced_wait
+        socket.socket = type('NumberedSocket', (socket.socket,), {'number': 0})     # of each conn
     if args.engine != 'asyncio':
         loop, no_io_uring = open_io_uring(TracedIoUringLoop if args.trace else IoUringLoop)
     if loop:
-        serve, model, sleep = serve_io_uring, 'io_uring: completion', loop.sleep
-        loop.eager = args.work > 0
+        model = 'io_uring: completion'
+        loop.eager = args.work > 0  # submit before each answer, so that a slow one delays no read
     elif args.engine == 'io_uring':
         sys.exit(f'io_uring is not available: {no_io_uring}; use --engine asyncio')
     else:
         import asyncio      # slow, so it is not at the top
-        loop, sleep = asyncio.new_event_loop(), asyncio.sleep
-        atexit.register(loop.close)     # or with -X dev Python says that it is open
-        kind = 'IOCP: completion' if os.name == 'nt' else 'a selector: readiness'
-        serve, model = serve_asyncio, f'asyncio on {kind}'
-    if args.trace:
-        socket.socket, loop = NumberedSocket, TracedLoop(loop, sleep)
-        sleep = loop.sleep
+        loop = TracedAsyncioLoop() if args.trace else AsyncioLoop()
+        model = 'asyncio on ' + ('IOCP: completion' if os.name == 'nt' else 'a selector: readiness')
     run(serve, model, args)
 
 
 # ---- --trace
 
-class NumberedSocket(socket.socket):
-    """With --trace, replaces socket.socket."""
-    number = 0      # of this connection
+async def traced_wait(conn):        # with --trace, replaces wait
+    trace(conn.number, 'answer', f'waits {delay:g} s ...')
+    start = time.perf_counter()
+    await loop.sleep(delay)
+    trace(conn.number, 'answer', f'awaited {elapsed(start)}; the process went on meanwhile')
 
 
-class TracedIoUringLoop(IoUringLoop):
-    """With --trace, a line per look at the completion queue: was a system call needed?"""
+class TraceMixIn:
+    """With --trace: a line when an operation starts, and when it ends."""
+    started = 'queued'
+    ended = {'recv': ('in place, seen after', ''), 'sendall': ('taken, seen after', '')}
+    count = 0       # connections
+
+    async def sock_accept(self, listener):
+        conn, addr = await super().sock_accept(listener)
+        self.count = conn.number = self.count + 1
+        trace(conn.number, 'accept', f'{format_address(addr)} joined')
+        return conn, addr
+
+    async def sock_recv(self, conn, size):
+        return await self.traced_call(conn, 'recv', super().sock_recv(conn, size))
+
+    async def sock_sendall(self, conn, data):
+        await self.traced_call(conn, 'sendall', super().sock_sendall(conn, data), data)
+
+    @types.coroutine
+    def traced_call(self, conn, call, operation, data=None):
+        """Do what `await operation` does, and look at the clock at each step."""
+        start = time.perf_counter()
+        try:
+            awaited = operation.send(None)
+            trace(conn.number, call, f'{self.started} in {elapsed(start)}; the process goes on')
+            while True:
+                awaited = operation.send((yield awaited))
+        except StopIteration as end:
+            result = end.value
+        except OSError as error:
+            trace(conn.number, call, f'ended after {elapsed(start)}: {error.strerror}')
+            raise
+        before, after = self.ended[call]
+        trace(conn.number, call, f'{before} {elapsed(start)}{after}: ', data or result)
+        return result
+
+
+class TracedAsyncioLoop(TraceMixIn, AsyncioLoop):
+    started = 'asked' if os.name == 'posix' else 'submitted'
+    if os.name == 'posix':
+        ended = {'recv': ('ready after', ', copied'), 'sendall': ('taken after', '')}
+
+
+class TracedIoUringLoop(TraceMixIn, IoUringLoop):
+    """A line per look at the completion queue, too: was a system call needed?"""
     known = 0       # unread completions that a line has named
 
     def submit(self, wait=False):
         self.look()
+        if wait:
+            trace(None, 'enter', 'blocks ...')
         start = time.perf_counter()
         super().submit(wait)
         self.known = self.unread()
@@ -391,93 +455,47 @@ class TracedIoUringLoop(IoUringLoop):
         return (self.ring_u32[self.cq_tail] - self.head) & 0xffffffff
 
 
-class TracedLoop:
-    """With --trace, wraps a loop: a line when an operation starts, and when it ends."""
-
-    def __init__(self, loop, sleep):
-        self.loop, self.plain_sleep = loop, sleep
-        self.create_task, self.run_until_complete = loop.create_task, loop.run_until_complete
-        self.count, self.answering = 0, None    # connections; that whose recv has just ended
-        self.started = 'queued' if isinstance(loop, IoUringLoop) else 'submitted'
-        self.ended = {'recv': 'in place, seen after {}: ', 'sendall': 'taken, seen after {}: '}
-        if os.name == 'posix' and not isinstance(loop, IoUringLoop):
-            self.started = 'asked'
-            self.ended = dict.fromkeys(self.ended, 'ready after {}, copied: ')
-
-    async def sock_accept(self, listener):
-        conn, addr = await self.loop.sock_accept(listener)
-        self.count = conn.number = self.count + 1
-        trace(conn.number, 'accept', f'{format_address(addr)} joined')
-        return conn, addr
-
-    async def sock_recv(self, conn, size):
-        data = await self.traced_call(conn, 'recv', self.loop.sock_recv(conn, size))
-        self.answering = conn.number if delay and data else None
-        return data
-
-    async def sock_sendall(self, conn, data):
-        await self.traced_call(conn, 'sendall', self.loop.sock_sendall(conn, data), data)
-
-    async def sleep(self, seconds):
-        start, number, self.answering = time.perf_counter(), self.answering, None
-        await self.plain_sleep(seconds)
-        if number:              # if not, it was `accept`
-            trace(number, 'answer', f'awaited {elapsed(start)}; the process went on meanwhile')
-
-    @types.coroutine
-    def traced_call(self, conn, call, operation, data=None):
-        """Do what `await operation` does, and look at the clock at each step."""
-        start, words = time.perf_counter(), None
-        try:
-            awaited = operation.send(None)
-            words = f'{self.started} in {elapsed(start)}; the process goes on'
-            trace(conn.number, call, words)
-            while True:
-                awaited = operation.send((yield awaited))
-        except StopIteration as end:
-            result = end.value
-        except OSError as error:
-            trace(conn.number, call, f'ended after {elapsed(start)}: {error.strerror}')
-            raise
-        ended = self.ended[call] if words else 'done at once, in {}: '
-        trace(conn.number, call, ended.format(elapsed(start)), data or result)
-        return result
-
-
 # ---- the same in every server
-
 START_TIME = time.perf_counter()
 reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
     """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
-    reason = getattr(error, 'strerror', None) or 'out of memory'
-    if reason not in reported:
-        reported.add(reason)
-        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
+    if why(error) not in reported:
+        reported.add(why(error))
+        print_line(f'cannot accept ({why(error)}): new clients wait; others are served', sys.stderr)
+
+
+def why(error):
+    """Return what went wrong, in words. (A MemoryError has none of its own.)"""
+    return getattr(error, 'strerror', None) or str(error) or 'out of memory'
 
 
 def choose_answer(args):
-    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
-    def slow_answer(conn, data):
-        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
-                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
-            if seconds:
-                start = time.perf_counter()
-                spend(seconds)
-                if args.trace:
-                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
+    """Return the function that turns a client's bytes into the answer."""
+    def upper(conn, data):
+        if args.delay:
+            spend(conn, time.sleep, args.delay, 'waits', 'waited')
+        if args.work:
+            spend(conn, compute, args.work, 'computes', f'computed {args.work:g} s of CPU in')
         return data.upper()
-    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
+
+    def spend(conn, function, seconds, begins, ended):
+        start = time.perf_counter()
+        if args.trace:
+            trace(conn.number, 'answer', f'{begins} {seconds:g} s ...')
+        function(seconds)
+        if args.trace:
+            trace(conn.number, 'answer', f'{ended} {elapsed(start)}')
+    return upper
 
 
 def compute(seconds):
     """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        for _ in range(2000):       # reading the clock is a system call: do it rarely
-            pass
+        sum(range(2000))    # reading the clock is a system call: do it rarely
 
 
 def trace(number, call, words, data=None):
@@ -502,13 +520,14 @@ def print_line(line, stream):
     """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
         stream.write(line + '\n')
-        stream.flush()
     except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
         pass
 
 
 def format_address(address):
     """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    if not address:     # macOS gives none if the client has left already
+        return 'an unknown address'
     host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
@@ -543,24 +562,23 @@ def run(serve, model, args):
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
         listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
     serve(listener)
 
 
 def start(main):
     """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
-            stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):  # what a console cannot show is escaped, not an error
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main()
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
+    except (OSError, MemoryError) as error:     # anything else is a bug, and keeps its traceback
+        sys.exit(f'cannot go on: {why(error)}')
 
 
 if __name__ == '__main__':

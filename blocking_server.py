@@ -1,6 +1,6 @@
 """Blocking I/O (section 1 of the notes).
 
-    process   |-------------- asleep in recv ----------------|  answer
+    process   |-------------- blocked in recv ---------------|  answer
     kernel    |---- waits for the data ----|---- copying ----|
 
 recv returns only when data has come and has been copied. Until then this
@@ -10,9 +10,6 @@ thread cannot do anything else. So who talks to the next client?
     --mode thread    a new thread for each client (the notes' answer)
     --mode process   a new process for each client (the same, but heavier)
     --mode pool      one of --pool-size threads: client N+1 waits for a free one
-
-A client can connect before anybody accepts it: the kernel completes the
-connection and keeps it in the accept queue of the listening socket.
 
 Run it:      python blocking_server.py --trace
 Talk to it:  python client.py
@@ -44,6 +41,7 @@ def communicate(conn):
                 if not data:
                     break
                 conn.sendall(answer(conn, data))    # blocks while the client does not read
+                del data                    # a silent client keeps no message in memory
         except (OSError, MemoryError):
             pass    # connection lost, or no memory: only this conversation ends
 
@@ -62,7 +60,7 @@ def serve_thread(listener):
         try:
             threading.Thread(target=communicate, args=(conn,), daemon=True).start()
         except (RuntimeError, MemoryError) as error:
-            refuse(conn, addr, f'no thread could start ({error})')
+            refuse(conn, addr, f'no thread could start ({why(error)})')
 
 
 def serve_process(listener):
@@ -77,7 +75,7 @@ def serve_process(listener):
                 os._exit(0)
             conn.close()            # the child has its own copy
         except OSError as error:
-            refuse(conn, addr, f'no process could start ({error.strerror})')
+            refuse(conn, addr, f'no process could start ({why(error)})')
 
 
 def reap(signum, frame):
@@ -96,7 +94,7 @@ def serve_pool(listener):
         for _ in range(pool_size):
             threading.Thread(target=worker, args=(clients,), daemon=True).start()
     except (RuntimeError, MemoryError) as error:
-        sys.exit(f'cannot start {pool_size} threads ({error}); try a smaller --pool-size')
+        sys.exit(f'cannot start {pool_size} threads ({why(error)}); try a smaller --pool-size')
     while True:
         clients.put(accept_with_retry(listener))
 
@@ -114,7 +112,7 @@ def accept_with_retry(listener):
     """Return the next client. If accept fails, wait a moment: connected clients are served."""
     while True:
         try:
-            return listener.accept()    # blocks until a client connects
+            return listener.accept()    # blocks while no client is in the kernel's accept queue
         except ConnectionError:         # the client left before we accepted it
             pass
         except (OSError, MemoryError) as error:
@@ -124,8 +122,8 @@ def accept_with_retry(listener):
 
 def refuse(conn, addr, reason):
     """Turn this client away."""
-    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
     conn.close()
+    print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
 
 
 # ---- start
@@ -146,7 +144,7 @@ def open_listener(family, address):
         raise
 
 
-MODES = {'thread': serve_thread, 'serial': serve_serial, 'process': serve_process,
+MODES = {'serial': serve_serial, 'thread': serve_thread, 'process': serve_process,
          'pool': serve_pool}
 
 
@@ -159,7 +157,8 @@ def main():
     args = parser.parse_args()
     if args.mode == 'process' and not hasattr(os, 'fork'):
         sys.exit('this platform has no os.fork; use --mode thread')
-    answer, pool_size = choose_answer(args), args.pool_size
+    answer = choose_answer(args)
+    pool_size = args.pool_size
     if args.trace:
         socket.socket, queue.SimpleQueue = TracedSocket, TracedQueue
     run(MODES[args.mode], f'blocking, --mode {args.mode}', args)
@@ -174,7 +173,7 @@ class TracedSocket(socket.socket):
     def accept(self):
         trace(None, 'accept', 'blocks ...')
         start = time.perf_counter()
-        conn, addr = super().accept()
+        conn, addr = super().accept()   # conn is of this class too: Python calls socket.socket
         TracedSocket.count = conn.number = TracedSocket.count + 1
         trace(self.count, 'accept', f'blocked {elapsed(start)}, then {format_address(addr)} joined')
         return conn, addr
@@ -207,45 +206,53 @@ class TracedQueue(queue.SimpleQueue):
         super().put(client)
 
     def get(self):
+        trace(None, 'queue', 'blocks ...')
         conn, addr = super().get()
         trace(conn.number, 'queue', f'waited {elapsed(conn.queued)} for a free worker')
         return conn, addr
 
 
 # ---- the same in every server
-
 START_TIME = time.perf_counter()
 reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
     """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
-    reason = getattr(error, 'strerror', None) or 'out of memory'
-    if reason not in reported:
-        reported.add(reason)
-        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
+    if why(error) not in reported:
+        reported.add(why(error))
+        print_line(f'cannot accept ({why(error)}): new clients wait; others are served', sys.stderr)
+
+
+def why(error):
+    """Return what went wrong, in words. (A MemoryError has none of its own.)"""
+    return getattr(error, 'strerror', None) or str(error) or 'out of memory'
 
 
 def choose_answer(args):
-    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
-    def slow_answer(conn, data):
-        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
-                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
-            if seconds:
-                start = time.perf_counter()
-                spend(seconds)
-                if args.trace:
-                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
+    """Return the function that turns a client's bytes into the answer."""
+    def upper(conn, data):
+        if args.delay:
+            spend(conn, time.sleep, args.delay, 'waits', 'waited')
+        if args.work:
+            spend(conn, compute, args.work, 'computes', f'computed {args.work:g} s of CPU in')
         return data.upper()
-    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
+
+    def spend(conn, function, seconds, begins, ended):
+        start = time.perf_counter()
+        if args.trace:
+            trace(conn.number, 'answer', f'{begins} {seconds:g} s ...')
+        function(seconds)
+        if args.trace:
+            trace(conn.number, 'answer', f'{ended} {elapsed(start)}')
+    return upper
 
 
 def compute(seconds):
     """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        for _ in range(2000):       # reading the clock is a system call: do it rarely
-            pass
+        sum(range(2000))    # reading the clock is a system call: do it rarely
 
 
 def trace(number, call, words, data=None):
@@ -270,13 +277,14 @@ def print_line(line, stream):
     """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
         stream.write(line + '\n')
-        stream.flush()
     except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
         pass
 
 
 def format_address(address):
     """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    if not address:     # macOS gives none if the client has left already
+        return 'an unknown address'
     host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
@@ -311,24 +319,23 @@ def run(serve, model, args):
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
         listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
     serve(listener)
 
 
 def start(main):
     """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
-            stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):  # what a console cannot show is escaped, not an error
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main()
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
+    except (OSError, MemoryError) as error:     # anything else is a bug, and keeps its traceback
+        sys.exit(f'cannot go on: {why(error)}')
 
 
 if __name__ == '__main__':

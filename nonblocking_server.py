@@ -25,9 +25,10 @@ import time
 
 PORT = 8083             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
+ACCEPTS = 64            # clients that one round takes at most
 answer = None           # turns a client's bytes into the answer; see choose_answer
 pause = 0               # seconds to sleep between two rounds of polling; --pause changes it
-rlist = []      # clients that we ask for bytes
+rlist = set()   # clients that we ask for bytes (the notes have a list)
 wlist = {}      # clients we still owe bytes, each with the rest of its answer
 work_rounds = 0     # how often the loop was free for other work
 
@@ -38,11 +39,12 @@ def serve(listener):
     """Ask every socket in turn, again and again. No call here blocks."""
     listener.setblocking(False)
     while True:
-        while accept(listener):
-            pass
-        for conn in rlist[:]:
+        for _ in range(ACCEPTS):        # no more: a flood of clients must not hold up the others
+            if not accept(listener):
+                break
+        for conn in rlist.copy():       # a copy, since read may remove from it
             read(conn)
-        for conn in list(wlist):
+        for conn in list(wlist):        # and so may write
             write(conn)
         other_work()
 
@@ -60,7 +62,7 @@ def accept(listener):
     try:
         conn, addr = listener.accept()
         conn.setblocking(False)     # on Linux it does not inherit this from the listener
-        rlist.append(conn)
+        rlist.add(conn)
         return True
     except (BlockingIOError, ConnectionError):  # EAGAIN: not yet; or it left before we accepted
         return False
@@ -99,18 +101,16 @@ def send(conn, data):
         sent = 0
     if sent < len(data):
         wlist[conn] = data[sent:]       # first: there may be no memory for it
-        if conn in rlist:
-            rlist.remove(conn)
+        rlist.discard(conn)
     elif conn in wlist:
+        rlist.add(conn)
         del wlist[conn]
-        rlist.append(conn)
 
 
 def close(conn):
     """Forget CONN and give its descriptor back."""
     wlist.pop(conn, None)
-    if conn in rlist:
-        rlist.remove(conn)
+    rlist.discard(conn)
     conn.close()
 
 
@@ -138,7 +138,8 @@ def main():
     parser.add_argument('--pause', default=0, type=number_between(float, 0, 86400),
                         metavar='SECONDS', help='time to sleep between polling rounds (default 0)')
     args = parser.parse_args()
-    answer, pause = choose_answer(args), args.pause
+    answer = choose_answer(args)
+    pause = args.pause
     if args.trace:
         socket.socket = TracedSocket
     run(serve, 'non-blocking, polling' + (f' every {pause:g} s' if pause else ''), args)
@@ -150,83 +151,95 @@ class TracedSocket(socket.socket):
     """With --trace, replaces socket.socket. It counts the calls that fail with "not yet" and
     prints a line for each other call."""
     number = count = 0      # of this connection; of all connections
-    asked = 0               # how often we have called since the last success
+    not_yet = 0             # how many calls have failed with "not yet" since the last success
 
     def accept(self):
-        conn, addr = self.counted_call('accept')
-        TracedSocket.count = conn.number = TracedSocket.count + 1
-        self.trace_success(conn.number, 'accept', f'took {{}}: {format_address(addr)} joined')
+        (conn, addr), took = self.counted_call('accept')    # conn is of this class too:
+        TracedSocket.count = conn.number = TracedSocket.count + 1   # Python calls socket.socket
+        trace(conn.number, 'accept', f'took {took}: {format_address(addr)} joined')
         return conn, addr
 
     def recv(self, size):
-        data = self.counted_call('recv', size)
-        self.trace_success(self.number, 'recv', 'copied in {}: ', data)
+        data, took = self.counted_call('recv', size)
+        trace(self.number, 'recv', f'copied in {took}: ', data)
         return data
 
     def send(self, data):
-        sent = self.counted_call('send', data)
-        part = f'{sent} of ' * (sent < len(data))
-        self.trace_success(self.number, 'send', f'copied in {{}}: {part}', data)
+        sent, took = self.counted_call('send', data)
+        part = f'{sent} of ' if sent < len(data) else ''
+        trace(self.number, 'send', f'copied in {took}: {part}', data)
         return sent
 
     def counted_call(self, call, *arguments):
-        self.start = time.perf_counter()
-        if not self.asked:
-            self.first, self.rounds = self.start, work_rounds
-        self.asked += 1
+        """Return what CALL returns, and how long it took."""
+        start = time.perf_counter()
+        if not self.not_yet:
+            self.first_asked = start
+            self.first_round = work_rounds
         try:
-            return getattr(super(), call)(*arguments)
+            result = getattr(super(), call)(*arguments)
         except BlockingIOError:
+            self.not_yet += 1
             raise
         except OSError as error:
             if self.number:     # what accept says is reported only once
-                trace(self.number, call, f'took {elapsed(self.start)}: {error.strerror}')
+                trace(self.number, call, f'took {elapsed(start)}: {error.strerror}')
             raise
+        took = elapsed(start)
+        if self.not_yet:
+            self.trace_not_yet(call)
+        return result, took
 
-    def trace_success(self, number, call, words, data=None):
-        took = elapsed(self.start)
-        if self.asked > 1:
-            count = f'asked {self.asked} times in {elapsed(self.first)}'
-            trace(number, call, f'{count}, {self.asked - 1} times "not yet"')
-            trace(None, 'work', f'other work done {work_rounds - self.rounds} times meanwhile')
-        trace(number, call, words.format(took), data)
-        self.asked = 0
+    def trace_not_yet(self, call):
+        times = 'once' if self.not_yet == 1 else f'{self.not_yet} times'
+        asked = f'asked {self.not_yet + 1} times in {elapsed(self.first_asked)}'
+        trace(self.number, call, f'{asked}, {times} "not yet"')
+        rounds = work_rounds - self.first_round
+        trace(None, 'work', f'other work done {rounds} times meanwhile')
+        self.not_yet = 0
 
 
 # ---- the same in every server
-
 START_TIME = time.perf_counter()
 reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
     """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
-    reason = getattr(error, 'strerror', None) or 'out of memory'
-    if reason not in reported:
-        reported.add(reason)
-        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
+    if why(error) not in reported:
+        reported.add(why(error))
+        print_line(f'cannot accept ({why(error)}): new clients wait; others are served', sys.stderr)
+
+
+def why(error):
+    """Return what went wrong, in words. (A MemoryError has none of its own.)"""
+    return getattr(error, 'strerror', None) or str(error) or 'out of memory'
 
 
 def choose_answer(args):
-    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
-    def slow_answer(conn, data):
-        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
-                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
-            if seconds:
-                start = time.perf_counter()
-                spend(seconds)
-                if args.trace:
-                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
+    """Return the function that turns a client's bytes into the answer."""
+    def upper(conn, data):
+        if args.delay:
+            spend(conn, time.sleep, args.delay, 'waits', 'waited')
+        if args.work:
+            spend(conn, compute, args.work, 'computes', f'computed {args.work:g} s of CPU in')
         return data.upper()
-    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
+
+    def spend(conn, function, seconds, begins, ended):
+        start = time.perf_counter()
+        if args.trace:
+            trace(conn.number, 'answer', f'{begins} {seconds:g} s ...')
+        function(seconds)
+        if args.trace:
+            trace(conn.number, 'answer', f'{ended} {elapsed(start)}')
+    return upper
 
 
 def compute(seconds):
     """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        for _ in range(2000):       # reading the clock is a system call: do it rarely
-            pass
+        sum(range(2000))    # reading the clock is a system call: do it rarely
 
 
 def trace(number, call, words, data=None):
@@ -251,13 +264,14 @@ def print_line(line, stream):
     """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
         stream.write(line + '\n')
-        stream.flush()
     except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
         pass
 
 
 def format_address(address):
     """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    if not address:     # macOS gives none if the client has left already
+        return 'an unknown address'
     host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
@@ -292,24 +306,23 @@ def run(serve, model, args):
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
         listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
     serve(listener)
 
 
 def start(main):
     """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
-            stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):  # what a console cannot show is escaped, not an error
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main()
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
+    except (OSError, MemoryError) as error:     # anything else is a bug, and keeps its traceback
+        sys.exit(f'cannot go on: {why(error)}')
 
 
 if __name__ == '__main__':

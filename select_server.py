@@ -25,7 +25,7 @@ PORT = 8083             # the notes' own
 BUFSIZE = 32768         # bytes that one recv takes at most
 RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
 answer = None           # turns a client's bytes into the answer; see choose_answer
-rlist = []      # sockets that we wait to read from: the listener and the clients
+rlist = set()   # sockets that we wait to read from (the notes have a list)
 wlist = {}      # clients that we wait to write to, each with the rest of its answer
 accept_failed = False
 
@@ -34,14 +34,20 @@ accept_failed = False
 
 def serve(listener):
     """Wait for all sockets, then serve those that are ready."""
+    global accept_failed
     listener.setblocking(False)
-    rlist.append(listener)
+    rlist.add(listener)
     while True:
-        # no timeout (while nobody speaks there is nothing to do), but when accept has failed
-        timeout = leave_out(listener) if accept_failed else None
+        timeout = None          # while nobody speaks there is nothing to do
+        if accept_failed and len(rlist) + len(wlist) == 1:
+            time.sleep(RETRY_DELAY)     # nobody is connected; Windows cannot wait for no socket
+        elif accept_failed:     # select would return at once, again and again: for one round
+            timeout = RETRY_DELAY       # wait for the clients only
+            rlist.remove(listener)
+        accept_failed = False
         rl, wl, xl = select.select(rlist, wlist, [], timeout)   # blocks until one is ready
         if timeout:
-            rlist.insert(0, listener)
+            rlist.add(listener)
         for sock in rl:
             if sock is listener:
                 accept(listener)
@@ -60,14 +66,16 @@ def accept(listener):
         return                      # it left before we accepted it
     except (OSError, MemoryError) as error:
         accept_failed = True
-        return report_accept_error(error)
+        report_accept_error(error)
+        return
     try:
         conn.setblocking(False)     # on Linux it does not inherit this from the listener
         select.select([*rlist, *wlist, conn], [], [], 0)    # can it be watched?
-        rlist.append(conn)
+        rlist.add(conn)
     except (OSError, ValueError, MemoryError) as error:
-        print_line(f'refused {format_address(addr)}: select cannot watch it ({error})', sys.stderr)
         conn.close()
+        reason = f'it cannot be watched ({why(error)})'
+        print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
 
 
 def read(conn):
@@ -100,32 +108,17 @@ def send(conn, data):
         sent = 0
     if sent < len(data):
         wlist[conn] = data[sent:]       # first: there may be no memory for it
-        if conn in rlist:
-            rlist.remove(conn)
+        rlist.discard(conn)
     elif conn in wlist:
+        rlist.add(conn)
         del wlist[conn]
-        rlist.append(conn)
 
 
 def close(conn):
     """Forget CONN and give its descriptor back."""
     wlist.pop(conn, None)
-    if conn in rlist:
-        rlist.remove(conn)
+    rlist.discard(conn)
     conn.close()
-
-
-# ---- out of descriptors
-
-def leave_out(listener):
-    """Do not watch the listener for one round: select would return at once, again and again."""
-    global accept_failed
-    accept_failed = False
-    if len(rlist) + len(wlist) == 1:    # on Windows select fails with empty lists
-        time.sleep(RETRY_DELAY)
-        return None
-    rlist.remove(listener)
-    return RETRY_DELAY                  # the timeout of that round
 
 
 # ---- start
@@ -165,7 +158,7 @@ class TracedSocket(socket.socket):
 
     def accept(self):
         start = time.perf_counter()
-        conn, addr = super().accept()
+        conn, addr = super().accept()   # conn is of this class too: Python calls socket.socket
         TracedSocket.count = conn.number = TracedSocket.count + 1
         trace(conn.number, 'accept', f'took {elapsed(start)}: {format_address(addr)} joined')
         return conn, addr
@@ -189,53 +182,63 @@ class TracedSocket(socket.socket):
         return result
 
 
-def traced_select(*arguments, real_select=select.select):
-    """The model's wait, with a line of trace: how long it was, and what is ready."""
+def traced_select(rlist, wlist, xlist, timeout, real_select=select.select):
+    """The model's wait: a line if it blocks, and one for how long it was, and what is ready."""
     start = time.perf_counter()
-    if arguments[-1] == 0:      # only a question of `accept`
-        return real_select(*arguments)
-    rl, wl, xl = real_select(*arguments)
+    rl, wl, xl = real_select(rlist, wlist, xlist, 0)
+    if timeout == 0:            # only a question of `accept`
+        return rl, wl, xl
+    if not rl and not wl:
+        trace(None, 'select', 'blocks ...')
+        rl, wl, xl = real_select(rlist, wlist, xlist, timeout)
     ready = [f'read #{sock.number}' if sock.number else 'read listener' for sock in rl]
     ready += [f'write #{sock.number}' for sock in wl]
     words = f'waited {elapsed(start)}, {len(ready)} of {len(rlist) + len(wlist)} ready: '
-    trace(None, 'select', words + ', '.join(ready))
+    trace(None, 'select', words + (', '.join(ready) or 'the time is up'))
     return rl, wl, xl
 
 
 # ---- the same in every server
-
 START_TIME = time.perf_counter()
 reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
     """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
-    reason = getattr(error, 'strerror', None) or 'out of memory'
-    if reason not in reported:
-        reported.add(reason)
-        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
+    if why(error) not in reported:
+        reported.add(why(error))
+        print_line(f'cannot accept ({why(error)}): new clients wait; others are served', sys.stderr)
+
+
+def why(error):
+    """Return what went wrong, in words. (A MemoryError has none of its own.)"""
+    return getattr(error, 'strerror', None) or str(error) or 'out of memory'
 
 
 def choose_answer(args):
-    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
-    def slow_answer(conn, data):
-        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
-                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
-            if seconds:
-                start = time.perf_counter()
-                spend(seconds)
-                if args.trace:
-                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
+    """Return the function that turns a client's bytes into the answer."""
+    def upper(conn, data):
+        if args.delay:
+            spend(conn, time.sleep, args.delay, 'waits', 'waited')
+        if args.work:
+            spend(conn, compute, args.work, 'computes', f'computed {args.work:g} s of CPU in')
         return data.upper()
-    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
+
+    def spend(conn, function, seconds, begins, ended):
+        start = time.perf_counter()
+        if args.trace:
+            trace(conn.number, 'answer', f'{begins} {seconds:g} s ...')
+        function(seconds)
+        if args.trace:
+            trace(conn.number, 'answer', f'{ended} {elapsed(start)}')
+    return upper
 
 
 def compute(seconds):
     """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        for _ in range(2000):       # reading the clock is a system call: do it rarely
-            pass
+        sum(range(2000))    # reading the clock is a system call: do it rarely
 
 
 def trace(number, call, words, data=None):
@@ -260,13 +263,14 @@ def print_line(line, stream):
     """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
         stream.write(line + '\n')
-        stream.flush()
     except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
         pass
 
 
 def format_address(address):
     """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    if not address:     # macOS gives none if the client has left already
+        return 'an unknown address'
     host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
@@ -301,24 +305,23 @@ def run(serve, model, args):
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
         listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
     serve(listener)
 
 
 def start(main):
     """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
-            stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):  # what a console cannot show is escaped, not an error
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main()
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
+    except (OSError, MemoryError) as error:     # anything else is a bug, and keeps its traceback
+        sys.exit(f'cannot go on: {why(error)}')
 
 
 if __name__ == '__main__':

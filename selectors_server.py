@@ -36,15 +36,22 @@ accept_failed = False
 
 def serve(listener):
     """Wait for all sockets, then serve those that are ready."""
+    global accept_failed
     listener.setblocking(False)
     sel.register(listener, selectors.EVENT_READ, accept)
     while True:
-        # no timeout (while nobody speaks there is nothing to do), but when accept has failed
-        timeout = leave_out(listener) if accept_failed else None
-        for key, mask in sel.select(timeout):       # blocks until one is ready
-            key.data(key.fileobj, mask)             # accept, read or write
+        timeout = None          # while nobody speaks there is nothing to do
+        if accept_failed and len(sel.get_map()) == 1:
+            time.sleep(RETRY_DELAY)     # nobody is connected; Windows cannot wait for no socket
+        elif accept_failed:     # select would return at once, again and again: for one round
+            timeout = RETRY_DELAY       # wait for the clients only
+            sel.unregister(listener)
+        accept_failed = False
+        events = sel.select(timeout)    # blocks until one is ready
         if timeout:
             sel.register(listener, selectors.EVENT_READ, accept)
+        for key, mask in events:
+            key.data(key.fileobj, mask)         # accept, read or write
 
 
 def accept(listener, mask):
@@ -56,15 +63,17 @@ def accept(listener, mask):
         return                      # it left before we accepted it
     except (OSError, MemoryError) as error:
         accept_failed = True
-        return report_accept_error(error)
+        report_accept_error(error)
+        return
     try:
         conn.setblocking(False)     # on Linux it does not inherit this from the listener
         if isinstance(sel, selectors.SelectSelector):
             select.select([*sel.get_map(), conn], [], [], 0)    # can it be watched?
         sel.register(conn, selectors.EVENT_READ, read)
     except (OSError, ValueError, MemoryError) as error:
-        print_line(f'refused {format_address(addr)}: select cannot watch it ({error})', sys.stderr)
         conn.close()
+        reason = f'it cannot be watched ({why(error)})'
+        print_line(f'refused {format_address(addr)}: {reason}', sys.stderr)
 
 
 def read(conn, mask):
@@ -99,8 +108,8 @@ def send(conn, data):
         wlist[conn] = data[sent:]       # first: there may be no memory for it
         sel.modify(conn, selectors.EVENT_WRITE, write)
     elif conn in wlist:
-        del wlist[conn]
         sel.modify(conn, selectors.EVENT_READ, read)
+        del wlist[conn]
 
 
 def close(conn):
@@ -109,19 +118,6 @@ def close(conn):
     if conn in sel.get_map():       # not if modify has failed
         sel.unregister(conn)
     conn.close()
-
-
-# ---- out of descriptors
-
-def leave_out(listener):
-    """Do not watch the listener for one round: select would return at once, again and again."""
-    global accept_failed
-    accept_failed = False
-    if len(sel.get_map()) == 1:         # on Windows select fails with empty lists
-        time.sleep(RETRY_DELAY)
-        return None
-    sel.unregister(listener)
-    return RETRY_DELAY                  # the timeout of that round
 
 
 # ---- start
@@ -170,7 +166,7 @@ class TracedSocket(socket.socket):
 
     def accept(self):
         start = time.perf_counter()
-        conn, addr = super().accept()
+        conn, addr = super().accept()   # conn is of this class too: Python calls socket.socket
         TracedSocket.count = conn.number = TracedSocket.count + 1
         trace(conn.number, 'accept', f'took {elapsed(start)}: {format_address(addr)} joined')
         return conn, addr
@@ -195,52 +191,60 @@ class TracedSocket(socket.socket):
 
 
 def traced_select(timeout):
-    """The model's wait, with a line of trace: how long it was, and what is ready."""
+    """The model's wait: a line if it blocks, and one for how long it was, and what is ready."""
     start = time.perf_counter()
-    events = type(sel).select(sel, timeout)
-    rl = [key.fileobj for key, mask in events if mask & selectors.EVENT_READ]
-    wl = [key.fileobj for key, mask in events if mask & selectors.EVENT_WRITE]
-    ready = [f'read #{sock.number}' if sock.number else 'read listener' for sock in rl]
-    ready += [f'write #{sock.number}' for sock in wl]
+    events = type(sel).select(sel, 0)
+    if not events:
+        trace(None, 'select', 'blocks ...')
+        events = type(sel).select(sel, timeout)
+    callbacks = [(key.data.__name__, key.fileobj.number) for key, mask in events]
+    ready = [f'{name} #{number}' if number else name for name, number in callbacks]
     words = f'waited {elapsed(start)}, {len(ready)} of {len(sel.get_map())} ready: '
-    trace(None, 'select', words + ', '.join(ready))
+    trace(None, 'select', words + (', '.join(ready) or 'the time is up'))
     return events
 
 
 # ---- the same in every server
-
 START_TIME = time.perf_counter()
 reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
     """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
-    reason = getattr(error, 'strerror', None) or 'out of memory'
-    if reason not in reported:
-        reported.add(reason)
-        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
+    if why(error) not in reported:
+        reported.add(why(error))
+        print_line(f'cannot accept ({why(error)}): new clients wait; others are served', sys.stderr)
+
+
+def why(error):
+    """Return what went wrong, in words. (A MemoryError has none of its own.)"""
+    return getattr(error, 'strerror', None) or str(error) or 'out of memory'
 
 
 def choose_answer(args):
-    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
-    def slow_answer(conn, data):
-        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
-                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
-            if seconds:
-                start = time.perf_counter()
-                spend(seconds)
-                if args.trace:
-                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
+    """Return the function that turns a client's bytes into the answer."""
+    def upper(conn, data):
+        if args.delay:
+            spend(conn, time.sleep, args.delay, 'waits', 'waited')
+        if args.work:
+            spend(conn, compute, args.work, 'computes', f'computed {args.work:g} s of CPU in')
         return data.upper()
-    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
+
+    def spend(conn, function, seconds, begins, ended):
+        start = time.perf_counter()
+        if args.trace:
+            trace(conn.number, 'answer', f'{begins} {seconds:g} s ...')
+        function(seconds)
+        if args.trace:
+            trace(conn.number, 'answer', f'{ended} {elapsed(start)}')
+    return upper
 
 
 def compute(seconds):
     """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        for _ in range(2000):       # reading the clock is a system call: do it rarely
-            pass
+        sum(range(2000))    # reading the clock is a system call: do it rarely
 
 
 def trace(number, call, words, data=None):
@@ -265,13 +269,14 @@ def print_line(line, stream):
     """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
         stream.write(line + '\n')
-        stream.flush()
     except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
         pass
 
 
 def format_address(address):
     """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    if not address:     # macOS gives none if the client has left already
+        return 'an unknown address'
     host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
@@ -306,24 +311,23 @@ def run(serve, model, args):
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
         listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
     serve(listener)
 
 
 def start(main):
     """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
-            stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):  # what a console cannot show is escaped, not an error
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main()
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
+    except (OSError, MemoryError) as error:     # anything else is a bug, and keeps its traceback
+        sys.exit(f'cannot go on: {why(error)}')
 
 
 if __name__ == '__main__':

@@ -1,12 +1,11 @@
 """The socketserver module (section 6 of the notes): the same steps in a class.
 
     ThreadingTCPServer(address, Handler)    socket(), bind(), listen()
-    serve_forever()                         poll() and accept(), and then
-                                            a thread for each client, in which
+    serve_forever()                         poll(), accept(), and in a new thread
         Handler(...).handle()               recv() and sendall() block,
                                             and close() when handle returns
 
-    process   |-------------- asleep in recv ----------------|  answer
+    process   |-------------- blocked in recv ---------------|  answer
     kernel    |---- waits for the data ----|---- copying ----|
 
 Here an operator answers by hand, as in the notes. What a client has sent is
@@ -31,6 +30,7 @@ BUFSIZE = 32768         # bytes that one recv takes at most
 RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
 answer = None           # turns a client's bytes into the answer; see choose_answer, Operator
 operator = None         # the Operator, if one answers by hand
+LEFT = 'the operator has left'
 server_class = None     # the class below that --mode chooses
 
 
@@ -44,9 +44,10 @@ class Handler(socketserver.BaseRequestHandler):
         try:
             while True:
                 data = conn.recv(BUFSIZE)       # blocks: waits for the data, then copies it
-                if not data or operator and data.strip() == b'exit':
+                if not data or (operator and data.strip() == b'exit'):
                     break
                 conn.sendall(answer(conn, data))    # blocks while the client does not read
+                del data                    # a silent client keeps no message in memory
         except (OSError, MemoryError):
             pass    # connection lost, or no memory: only this conversation ends
         if operator:
@@ -58,7 +59,7 @@ class RobustMixIn:
     """What socketserver leaves to us."""
     allow_reuse_address = os.name == 'posix'    # on Windows two servers could share the port
     request_queue_size = max(socket.SOMAXCONN, 4096)    # with their backlog of 5, a burst waits
-    daemon_threads = True       # the end does not wait for the conversations
+    daemon_threads = True       # exit does not wait for conversations
     max_children = 1000000      # with the default of 40, client 41 waits until one leaves
 
     def server_bind(self):
@@ -67,12 +68,23 @@ class RobustMixIn:
         super().server_bind()
 
     def get_request(self):
-        """Accept. The class itself would try again at once if that failed, and spin."""
-        return accept_with_retry(self.socket)
+        """Accept. If that fails, wait a moment: the class itself would try at once, and spin."""
+        while True:
+            try:
+                return self.socket.accept()     # mostly does not block: poll has waited
+            except ConnectionError:             # the client left before we accepted it
+                pass
+            except (OSError, MemoryError) as error:
+                report_accept_error(error)
+                time.sleep(RETRY_DELAY)
 
-    def handle_error(self, request, client_address):
-        """Turn this client away (mostly: no thread or process could start). The class closes it."""
-        print_line(f'refused {format_address(client_address)}: {sys.exc_info()[1]}', sys.stderr)
+    def process_request(self, request, client_address):
+        """Hand this client over to a thread or process. If none could start, turn it away."""
+        try:
+            super().process_request(request, client_address)
+        except (OSError, RuntimeError, MemoryError) as error:   # RuntimeError: no thread
+            self.shutdown_request(request)
+            print_line(f'refused {format_address(client_address)}: {why(error)}', sys.stderr)
 
     def getsockname(self):      # as a listener has it: `run` prints the address
         return self.socket.getsockname()
@@ -80,49 +92,30 @@ class RobustMixIn:
 
 class SerialServer(RobustMixIn, socketserver.TCPServer):
     """One client after the other."""
+    process_request = socketserver.TCPServer.process_request    # the conversation: nothing starts
 
 
 class ThreadingServer(RobustMixIn, socketserver.ThreadingTCPServer):
     """A thread for each client."""
 
 
-if hasattr(os, 'fork'):
-    class ForkingServer(RobustMixIn, socketserver.ForkingTCPServer):
-        """A process for each client."""
+class ForkingServer(RobustMixIn, getattr(socketserver, 'ForkingTCPServer', object)):
+    """A process for each client. (Windows has no fork, and so no ForkingTCPServer.)"""
 
-        def finish_request(self, request, client_address):
-            self.socket.close()     # so a child that outlives us does not hold the port
-            super().finish_request(request, client_address)
-else:
-    ForkingServer = None
-
-
-def serve(server):
-    """Wait in poll (on Windows select), accept, hand the client over: all in the class."""
-    server.serve_forever()
-
-
-# ---- out of descriptors
-
-def accept_with_retry(listener):
-    """Return the next client. If accept fails, wait a moment: connected clients are served."""
-    while True:
-        try:
-            return listener.accept()    # blocks until a client connects
-        except ConnectionError:         # the client left before we accepted it
-            pass
-        except (OSError, MemoryError) as error:
-            report_accept_error(error)
-            time.sleep(RETRY_DELAY)
+    def finish_request(self, request, client_address):
+        self.socket.close()     # so a child that outlives us does not hold the port
+        super().finish_request(request, client_address)
 
 
 # ---- the operator
 
 class Operator:
-    """The person who types the answers, for one client at a time. UPPER answers for the rest."""
+    """The person who types the answers, for one client at a time. While away, UPPER answers."""
 
     def __init__(self, upper):
-        self.upper, self.left, self.lock = upper, False, threading.Lock()
+        self.upper = upper
+        self.lock = threading.Lock()
+        self.away = None        # why nobody types, as said last
 
     def say(self, line):
         """Print LINE, but not into the prompt of another client."""
@@ -133,20 +126,19 @@ class Operator:
         """Show what a client has sent, and return what the operator types. OSError: it is lost."""
         client = format_address(conn.getpeername())
         with self.lock:             # blocks while another client has the prompt
-            if not self.left:
+            if self.away != LEFT and not in_background():
                 print_line(f'{client} says {data.decode("utf-8", "replace")!r}', sys.stdout)
                 line = self.ask(conn, client)
                 if line is not None:
                     return line.encode('utf-8', 'replace')
-                self.left = True
-                print_line('\nthe operator has left: answers are in upper case', sys.stdout)
+            away = 'in the background, until fg' if in_background() else LEFT
+            if away != self.away:
+                self.away = away
+                print_line(f'\n{away}: answers are in upper case', sys.stdout)
         return self.upper(conn, data)
 
     def ask(self, conn, client):
-        """Return a line: it is for CLIENT, whatever happens meanwhile. None: nobody types.
-
-        An empty line is asked for again, but it skips a client that may be gone.
-        """
+        """Return what is typed for CLIENT; an empty line only if it may be gone. None: nobody."""
         try:
             import termios
             termios.tcflush(0, termios.TCIFLUSH)    # what was typed before was not for this client
@@ -165,8 +157,16 @@ class Operator:
                 return line
 
 
+def in_background():
+    """Return whether another process group has the terminal: a prompt would stop this one."""
+    try:
+        return os.tcgetpgrp(0) != os.getpgrp()
+    except (OSError, AttributeError):   # no job control: not a terminal, or Windows
+        return False
+
+
 def has_closed(conn):
-    """Return whether the client has sent its end. It may still read: TCP does not tell."""
+    """Return whether the client has closed its side. It may still read: TCP cannot tell."""
     conn.setblocking(False)
     try:
         return not conn.recv(1, socket.MSG_PEEK)
@@ -200,18 +200,24 @@ def main():
     parser.add_argument('--reply', choices=['operator', 'upper'],
                         help='who answers (default: operator at a terminal)')
     args = parser.parse_args()
-    answer, server_class, model = choose_answer(args), MODES[args.mode], f'--mode {args.mode}'
+    answer = choose_answer(args)
+    server_class = MODES[args.mode]
     if args.mode == 'process' and args.reply == 'operator':
         parser.error('an operator is for one process: use --mode thread')
-    if not server_class:
+    if args.mode == 'process' and not hasattr(os, 'fork'):
         sys.exit('this platform has no os.fork; use --mode thread')
-    if args.reply == 'operator' or not args.reply and args.mode != 'process' and at_terminal():
-        operator, model = Operator(answer), 'an operator answers'
+    if not args.reply and args.mode != 'process' and at_terminal():
+        args.reply = 'operator'
+    if args.reply == 'operator':
+        operator = Operator(answer)
         answer = operator.answer
+        if hasattr(signal, 'SIGTTIN'):  # a prompt sent to the background fails, and stops nobody
+            signal.signal(signal.SIGTTIN, signal.SIG_IGN)
     if args.trace:
         socket.socket = TracedSocket
         server_class = type(server_class.__name__, (TraceMixIn, server_class), {})
-    run(serve, f'socketserver, {model}', args)
+    model = 'an operator answers' if operator else f'--mode {args.mode}'
+    run(lambda server: server.serve_forever(), f'socketserver, {model}', args)
 
 
 # ---- --trace
@@ -221,11 +227,11 @@ class TracedSocket(socket.socket):
     number = count = 0      # of this connection; of all connections
 
     def accept(self):
+        trace(None, 'accept', 'blocks ... in get_request')
         start = time.perf_counter()
-        conn, addr = super().accept()
+        conn, addr = super().accept()   # conn is of this class too: Python calls socket.socket
         TracedSocket.count = conn.number = TracedSocket.count + 1
-        words = f'took {elapsed(start)} in get_request: {format_address(addr)} joined'
-        trace(conn.number, 'accept', words)
+        trace(self.count, 'accept', f'blocked {elapsed(start)}, then {format_address(addr)} joined')
         return conn, addr
 
     def recv(self, size, flags=0):
@@ -253,7 +259,6 @@ class TraceMixIn:
     """With --trace: which call of the class is which of the steps of section 1."""
 
     def server_bind(self):
-        trace(None, 'socket', 'by the class, in __init__')
         super().server_bind()
         trace(None, 'bind', f'by the class, in server_bind: {format_address(self.server_address)}')
 
@@ -276,39 +281,46 @@ class TraceMixIn:
 
 
 # ---- the same in every server
-
 START_TIME = time.perf_counter()
 reported = set()        # the reasons why accept has failed so far
 
 
 def report_accept_error(error):
     """Say why no client can be accepted now, once for each reason (mostly: no descriptors)."""
-    reason = getattr(error, 'strerror', None) or 'out of memory'
-    if reason not in reported:
-        reported.add(reason)
-        print_line(f'cannot accept ({reason}): new clients wait; others are served', sys.stderr)
+    if why(error) not in reported:
+        reported.add(why(error))
+        print_line(f'cannot accept ({why(error)}): new clients wait; others are served', sys.stderr)
+
+
+def why(error):
+    """Return what went wrong, in words. (A MemoryError has none of its own.)"""
+    return getattr(error, 'strerror', None) or str(error) or 'out of memory'
 
 
 def choose_answer(args):
-    """Return the function that turns a client's bytes into the answer: upper, or a slow one."""
-    def slow_answer(conn, data):
-        for spend, seconds, words in ((time.sleep, args.delay, 'waited'),
-                                      (compute, args.work, f'computed {args.work:g} s of CPU in')):
-            if seconds:
-                start = time.perf_counter()
-                spend(seconds)
-                if args.trace:
-                    trace(conn.number, 'answer', f'{words} {elapsed(start)}')
+    """Return the function that turns a client's bytes into the answer."""
+    def upper(conn, data):
+        if args.delay:
+            spend(conn, time.sleep, args.delay, 'waits', 'waited')
+        if args.work:
+            spend(conn, compute, args.work, 'computes', f'computed {args.work:g} s of CPU in')
         return data.upper()
-    return slow_answer if args.delay or args.work else lambda conn, data: data.upper()
+
+    def spend(conn, function, seconds, begins, ended):
+        start = time.perf_counter()
+        if args.trace:
+            trace(conn.number, 'answer', f'{begins} {seconds:g} s ...')
+        function(seconds)
+        if args.trace:
+            trace(conn.number, 'answer', f'{ended} {elapsed(start)}')
+    return upper
 
 
 def compute(seconds):
     """Use SECONDS of CPU time. This holds the GIL: threads that compute take turns."""
     end = time.thread_time() + seconds
     while time.thread_time() < end:
-        for _ in range(2000):       # reading the clock is a system call: do it rarely
-            pass
+        sum(range(2000))    # reading the clock is a system call: do it rarely
 
 
 def trace(number, call, words, data=None):
@@ -333,13 +345,14 @@ def print_line(line, stream):
     """Write LINE at once, if there is a reader: the server goes on without one."""
     try:
         stream.write(line + '\n')
-        stream.flush()
     except (OSError, AttributeError):   # `| head -1` has ended; None: closed when we started
         pass
 
 
 def format_address(address):
     """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
+    if not address:     # macOS gives none if the client has left already
+        return 'an unknown address'
     host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
@@ -374,24 +387,23 @@ def run(serve, model, args):
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
         listener = open_listener(family=found[0], address=found[4])
         address = format_address(listener.getsockname())
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {reason}')
+    except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
+        sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
     serve(listener)
 
 
 def start(main):
     """Call MAIN. If it fails, say why in one line (status 1). Ctrl-C ends the process at once."""
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is, with `&` in a shell script
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # as it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)    # the kernel's: there is nothing to save
     for stream in sys.stdin, sys.stdout, sys.stderr:
-        if hasattr(stream, 'reconfigure'):  # no text is an error, though a console may not show it
-            stream.reconfigure(errors='backslashreplace')
+        if hasattr(stream, 'reconfigure'):  # what a console cannot show is escaped, not an error
+            stream.reconfigure(errors='backslashreplace', line_buffering=True)
     try:
         main()
-    except (OSError, ValueError, MemoryError) as error:
-        sys.exit(f'cannot go on: {getattr(error, "strerror", None) or repr(error)}')
+    except (OSError, MemoryError) as error:     # anything else is a bug, and keeps its traceback
+        sys.exit(f'cannot go on: {why(error)}')
 
 
 if __name__ == '__main__':
