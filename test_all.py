@@ -29,6 +29,7 @@ import textwrap
 import threading
 import time
 import timeit
+import types
 import unittest
 import unittest.mock
 import xml.dom.minidom
@@ -60,7 +61,7 @@ def setUpModule():
         unittest.addModuleCleanup(signal.signal, number, handler)
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:   # in the background of a script
         signal.signal(signal.SIGINT, lambda number, frame: None)    # or the servers ignore it too
-    client.file_limit()
+    client.raise_file_limit()
     client.know_statuses()
 
 
@@ -230,26 +231,22 @@ def patched_copy(case, script, *replacements, before=''):
 
 def crowded_copy(case, script, last):
     """Return the path of a copy of SCRIPT that begins with open files, the last of this number."""
-    if client.file_limit() < last + 20:
+    if client.raise_file_limit() < last + 20:
         case.skipTest(f'fewer than {last + 20} open files are allowed')
     opening = f'import os\nwhile os.open(os.devnull, os.O_RDONLY) < {last}:\n    pass'
     return patched_copy(case, script, before=opening)
 
 
-class Disturbance:
-    """Whether other programs had half a processor, or we waited for one a tenth of the time."""
+def open_idle(case, address, count):
+    """Return COUNT connections that say nothing."""
+    socks = [socket.create_connection(address, TIMEOUT) for _ in range(count)]
+    case.addCleanup(reset_all, socks)
+    return socks
 
-    def __init__(self):
-        self.disturbed, self.start = None, self.look()
 
-    def look(self):
-        with open('/proc/stat') as stat, open('/proc/self/schedstat') as own:
-            idle = int(stat.readline().split()[4]) / os.sysconf('SC_CLK_TCK')
-            return time.monotonic(), idle, int(own.read().split()[1]) / 1e9
-
-    def stop(self):
-        seconds, idle, waited = (now - then for now, then in zip(self.look(), self.start))
-        self.disturbed = idle < 0.5 * seconds or waited > 0.1 * seconds
+def reset_all(socks):
+    for sock in socks:
+        reset(sock)
 
 
 class ServerTest(unittest.TestCase):
@@ -264,7 +261,7 @@ class ServerTest(unittest.TestCase):
 
     def end_servers(self):
         for server in list(Server.running):
-            print(f'\n{self.id()} hangs; stopping {server.name}: {server.seen}', file=sys.stderr)
+            print(f'\n{self.id()} hangs; stopping {server.name}: {server.seen()}', file=sys.stderr)
             server.stop()
 
     def start_server(self, script, *arguments, **options):
@@ -283,7 +280,7 @@ class ServerTest(unittest.TestCase):
 
     def assert_said(self, server, pattern):
         """The server has said so, before or after `listening`, or it does now."""
-        if not any(re.search(pattern, line) for line in server.seen):
+        if not any(re.search(pattern, line) for line in server.seen()):
             server.expect(pattern, self.timeout)
 
     def assert_waits(self, sock):
@@ -319,12 +316,11 @@ class ServerTest(unittest.TestCase):
         """Do ATTEMPT until it succeeds. A failure counts if no other program had a hand in it; if
         each was disturbed, the test is skipped."""
         for _ in range(5):
-            watch = Disturbance()
+            watch = client.Disturbance()
             try:
                 return attempt()
             except self.failureException as error:
-                watch.stop()
-                if not watch.disturbed:
+                if not watch.stop().disturbed:
                     raise
                 failure = str(error).splitlines()[0]
         return self.skipTest(f'other programs disturb this machine too much: {failure}')
@@ -332,8 +328,7 @@ class ServerTest(unittest.TestCase):
     def assert_silent(self, server):
         """Stop the server; it has nothing more to say. (Windows has no `kill` without words.)"""
         server.stop()
-        lines = list(iter(lambda: server.lines.get(timeout=TIMEOUT), None))
-        self.assertEqual(lines, [], server.name)
+        self.assertEqual(server.log[server.passed:], [], server.name)
 
 
 no_fork = None if hasattr(os, 'fork') else 'this platform has no os.fork'
@@ -519,9 +514,9 @@ class Contract:
 
     def test_500_at_once(self):
         """500 connect while the server cannot look, and each says something: all are answered."""
-        number = min(500, client.file_limit() - 60)
+        number = min(500, client.raise_file_limit() - 60)
         crowd = [socket.socket() for _ in range(number)]
-        self.addCleanup(client.close_idle, crowd)
+        self.addCleanup(reset_all, crowd)
         if POSIX:
             self.server.process.send_signal(signal.SIGSTOP)
         for sock in crowd:
@@ -661,8 +656,8 @@ class Contract:
                     self.connect(server).sendall(b'hello')
                 for _ in range(3):
                     server.expect("recv +.*5 bytes b'hello'")
-                done = re.findall(r"answer +[ac-w]+ed |send.*b'HELLO'", '\n'.join(server.seen))
-                self.assertEqual(len(done), 4 if holds_up else 0, server.seen)
+                done = re.findall(r"answer +[ac-w]+ed |send.*b'HELLO'", '\n'.join(server.seen()))
+                self.assertEqual(len(done), 4 if holds_up else 0, server.seen())
 
 
 # a ring so small that every queue overflows, and that every buffer is in use all the time
@@ -867,13 +862,12 @@ class AsyncModelTest(ServerTest):
     @unittest.skipIf(no_io_uring, no_io_uring)
     def test_all_send_while_it_computes(self):
         """More completions than the queue holds, while one answer is computed: none is lost."""
-        crowd = min(1500, client.file_limit() // 2 - 50)
+        crowd = min(1500, client.raise_file_limit() // 2 - 50)
         for number, *tiny in [crowd], [min(200, crowd), TINY_RING]:
             path = patched_copy(self, 'async_server.py', *tiny, (
                 '        if args.work:\n', "        if args.work and data == b'compute':\n"))
             server = self.start_server(path, '--engine', 'io_uring', '--work', '0.5')
-            idle, _ = client.open_idle(server.address, number)
-            self.addCleanup(client.close_idle, idle)
+            idle = open_idle(self, server.address, number)
             first = self.connect(server)
             self.assertEqual(ask(first), b'HELLO')
             first.sendall(b'compute')
@@ -919,7 +913,7 @@ class OperatorTest(ServerTest):
             sock.sendall(b'exit')
             self.assertEqual(sock.recv(1), b'')
             server.expect(f'{address} has left$')
-            self.assertEqual(len([line for line in server.seen if ' says ' in line]), 1)
+            self.assertEqual(len([line for line in server.seen() if ' says ' in line]), 1)
 
     def test_operator_leaves(self):
         """End of input, or none from the start: upper case from then on, and a line says so."""
@@ -1223,7 +1217,8 @@ class TraceTest(ServerTest):
         'blocking_server.py': BLOCKING,
         'blocking_server.py --mode process': BLOCKING,
         'blocking_server.py --mode pool': [
-            '- +queue +blocks ...$', '#1 +queue +queued, 0 ahead$', '#1 +queue +waited {} for a free worker$', BLOCKING[2]],
+            '- +queue +blocks ...$', '#1 +queue +queued, 0 ahead$',
+            '#1 +queue +waited {} for a free worker$', BLOCKING[2]],
         'nonblocking_server.py': [
             r'#1 +recv +asked \d\d+ times in {!}, \d\d+ times "not yet"$',
             r'- +work +other work done \d\d+ times meanwhile$', *MULTIPLEXING[-2:]],
@@ -1253,7 +1248,7 @@ class TraceTest(ServerTest):
             time.sleep(0.1)
             self.assertEqual(ask(sock), b'HELLO')
         server.expect('#1 +close' if 'socket' in command else "#1 +recv +.*b'': the client")
-        lines = [line for line in server.seen if not line.startswith('listening')]
+        lines = [line for line in server.seen() if not line.startswith('listening')]
         for line in lines:
             self.assertRegex(line, r'^ *\d+\.\d{3} s  (#\d+|-) +[a-z/]+ +[ -~]+$')
             self.assertLessEqual(len(line), 80)
@@ -1320,8 +1315,10 @@ class ClientTest(ServerTest):
             self.assertTrue(ended.stdout == random_bytes(size).upper(), server.name)
             self.assertEqual((ended.stderr, ended.returncode), (b'', 0), server.name)
 
-    @unittest.skipUnless(POSIX, 'needs a shell')
-    def test_outputs_that_are_closed(self):
+    @unittest.skipUnless(LINUX, 'needs /dev/full')
+    def test_streams_that_fail(self):
+        """Closed, full or unreadable: a line says so, once, and the status is 1."""
+        FULL = b'cannot write to standard output: No space left on device\n'
         server = self.start_server('select_server.py')
         command = f'{shlex.quote(sys.executable)} client.py --port {server.address[1]}'
         for line, status, out, err in (
@@ -1329,10 +1326,44 @@ class ClientTest(ServerTest):
                 (f'printf hello | {command} >&-', 1, 0,
                  b'cannot write to standard output: it is closed\n'),
                 (f'{command} -m hello -m again | true', 0, 0, b''),
+                (f'{command} -m hello > /dev/full', 1, 0, FULL),
+                (f'printf hello | PYTHONUNBUFFERED=1 {command} > /dev/full', 1, 0, FULL),
+                (f'{command} <&-', 1, 0, b'cannot read standard input: Bad file descriptor\n'),
+                (f'{command} 0>/dev/null', 1, 0,
+                 b'cannot read standard input: Bad file descriptor\n'),
                 (f'{command} -m hello 2>&-', 0, 6, b'')):
             ended = subprocess.run(line, shell=True, cwd=FOLDER, capture_output=True)
             self.assertEqual((ended.returncode, len(ended.stdout), ended.stderr),
                              (status, out, err))
+
+    @unittest.skipUnless(POSIX, 'needs descriptors that do not block')
+    def test_pipes_that_do_not_block(self):
+        """A slow writer before us and a slow reader behind us, buffered or not: every byte."""
+        server = self.start_server('select_server.py')
+        data = random_bytes(1 << 20)
+        for unbuffered in '', '1':
+            ours, its = socket.socketpair()
+            for sock in ours, its:
+                self.addCleanup(sock.close)
+            its.setblocking(False)
+            process = start_process(self, *PYTHON, 'client.py', '--port', str(server.address[1]),
+                                    stdin=its, stdout=its,
+                                    env={**os.environ, 'PYTHONUNBUFFERED': unbuffered})
+            its.close()
+            received = bytearray()
+            with sending(ours, [data]):
+                time.sleep(0.2)             # until it can write no more
+                while len(received) < len(data):
+                    received += receive(ours, 4096)
+            self.assertTrue(received == data.upper())
+            self.assertEqual((process.wait(TIMEOUT), process.stderr.read()), (0, b''))
+
+    def test_a_long_message_to_a_slow_server(self):
+        """The silence that ends a reply is no timeout of sending, and what comes late is shown."""
+        server = self.start_server('blocking_server.py', '--delay', '0.1')
+        ended = self.client(server, '-m', 'a', '-m', 'x' * 120000, '--quiet', '0.05')
+        self.assertEqual(''.join(ended.stdout.decode().split()), 'A' + 'X' * 120000)
+        self.assertEqual((ended.returncode, ended.stderr), (0, b''))
 
     def test_server_goes_away(self):
         """In mid-conversation, by a reset, after half the answer: it is said, status 1, and nothing
@@ -1429,6 +1460,18 @@ class ClientTest(ServerTest):
             self.assertEqual(process.wait(TIMEOUT), status)
 
     @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
+    def test_chat_where_sigint_is_ignored(self):
+        """As after & in a shell script, or with nohup: it stays ignored."""
+        server = self.start_server('select_server.py')
+        path = patched_copy(self, 'client.py',
+                            before='import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)')
+        master, process = self.chat_at_terminal(server, path)
+        self.screen(master, b'>>: ')
+        process.send_signal(signal.SIGINT)
+        os.write(master, b'hello\n')
+        self.screen(master, b'HELLO\r\n>>: ')
+
+    @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
     def test_late_words(self):
         """What a server says unasked is shown at the prompt, with 1100 open descriptors too."""
         path = crowded_copy(self, 'client.py', 1060)
@@ -1457,6 +1500,7 @@ class LoadTest(ServerTest):
         """Busy and idle connections, large messages, new connections: no errors, sane figures."""
         for command, options in (('async_server.py', '--size 300000'),
                                  ('select_server.py', '--reconnect --size 1 --idle 30'),
+                                 ('select_server.py', '--reconnect --rate 200 --text'),
                                  ('blocking_server.py --mode process', '--reconnect')):
             if missing(command.split()):
                 continue
@@ -1464,10 +1508,61 @@ class LoadTest(ServerTest):
             report = self.load(server, '--connections', '5', *options.split())
             self.assertEqual(report['errors'], {}, server.name)
             self.assertGreater(report['requests'], 5)
-            times = [report[f'{each}_ms'] for each in ('p50', 'p95', 'p99', 'max')]
+            times = [report[f'{each}_ms'] for each in ('p50', 'p95', 'p99', 'p99_9', 'max')]
             self.assertEqual(times, sorted(times))
             if LINUX:
                 self.assertTrue(0.5 < report['server_cpu_us_per_request'] < 50000, report)
+                self.assertGreaterEqual(report['others_percent'], 0)
+
+    def test_open_loop(self):
+        """What is due is sent, and its latency counts from then on. Of what is due twice as fast
+        as it is answered, the waits grow with the run, and some is not sent in the end."""
+        server = self.start_server('select_server.py')
+
+        def as_due():
+            report = self.load(server, '--rate', '500', '--connections', '10', '--seconds', '0.5')
+            self.assertAlmostEqual(report['requests'] + report['open_requests'], 250, delta=8)
+            self.assertEqual(report['due_not_sent'], 0)
+        self.undisturbed(as_due)
+        server = self.start_server('blocking_server.py', '--mode', 'serial', '--delay', '0.01')
+        report = self.load(server, '--rate', '200', '--connections', '1', '--seconds', '1')
+        self.assertGreater(report['due_not_sent'], 70)
+        self.assertGreater(report['p95_ms'], 300)
+        self.assertGreater(report['max_ms'], 400)
+
+    @unittest.skipUnless(POSIX, 'needs POSIX signals')
+    def test_open_loop_and_a_frozen_server(self):
+        """Whoever was due while it stood still waited: the p95 says so, the p50 does not."""
+        server = self.start_server('select_server.py')
+
+        def frozen():
+            process = self.start_load(server, '--rate', '200', '--seconds', '2.4')
+            used = client.cpu_seconds(server.pid) if LINUX else 0
+            wait_until(lambda: LINUX and client.cpu_seconds(server.pid) > used + 0.02, 0.8)
+            server.process.send_signal(signal.SIGSTOP)
+            time.sleep(0.6)
+            server.process.send_signal(signal.SIGCONT)
+            report = self.report(process, 0)
+            self.assertGreater(report['p95_ms'], 250)
+            self.assertLess(report['p50_ms'], 50)
+        self.undisturbed(frozen)
+
+    def test_text(self):
+        """A server of lines answers only lines. Nobody gets an answer without --text: status 1."""
+        def lines(conn):
+            with conn.makefile('rwb', 0) as stream:
+                for line in stream:
+                    stream.write(line.upper())
+        for options, status in (['--text'], 0), ([], 1):
+            with socket.create_server(('127.0.0.1', 0)) as listener:
+                self.address = listener.getsockname()
+                process = self.start_load(self, '--connections', '1', '--seconds', '0.3', *options)
+                listener.accept()[0].close()        # it looks whether somebody listens
+                with listener.accept()[0] as conn, contextlib.suppress(OSError):
+                    lines(conn)
+            report = self.report(process, status)
+            self.assertEqual(report['never_answered'], status)
+            self.assertEqual(report['errors'], {})
 
     def test_wrong_answers(self):
         """A flipped byte, and a suffix: counted, and the first that differs is shown."""
@@ -1477,6 +1572,7 @@ class LoadTest(ServerTest):
                 ['selectors_server.py'], r"^byte 64 of an answer: b'_SB' .*--suffix=\)$"):
             report = self.load(self.start_server(*command), status=1)
             self.assertGreater(report['errors']['wrong answer'], 0)
+            self.assertEqual(report['requests'], 0)
             self.assertRegex(report['first_wrong'], words)
 
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
@@ -1484,7 +1580,8 @@ class LoadTest(ServerTest):
         """Requests that are still open at the end count: a frozen server is not a fast one. But
         while we find out what CPU it has used, which may take long, nobody waits."""
         server = self.start_server('select_server.py')
-        path = patched_copy(self, 'client.py', (', server_cpu(address, before)', ', time.sleep(1)'))
+        path = patched_copy(self, 'client.py', (
+            'watch.servers = server_cpu(busy.address, before)', 'time.sleep(1)'))
         process = self.start_load(server, '--seconds', '1.5', '--connections', '10', script=path)
         self.wait_until_busy(server.pid)
         server.process.send_signal(signal.SIGSTOP)
@@ -1529,58 +1626,170 @@ class LoadTest(ServerTest):
         self.assertLess(client.server_cpu(first.address, before), 0.1)
         self.assertEqual(client.receive_queue(first.address, socks[0].getsockname()), 0)
 
+    @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
+    def test_cpu_of_a_server_for_ipv6_and_ipv4(self):
+        """Its IPv4 connections are ::ffff:127.0.0.1 to the kernel. Of a stranger it says why."""
+        with contextlib.suppress(RuntimeError):         # no IPv6 here
+            server = self.start_server('select_server.py', '--host', '::')
+            address = '127.0.0.1', server.address[1]
+            before = client.listeners_cpu(address)
+            with socket.create_connection(address) as sock:
+                self.assertEqual(ask(sock), b'HELLO')
+                self.assertGreaterEqual(client.server_cpu(address, before), 0)
+        with self.assertRaisesRegex(LookupError, 'no process of ours'):
+            client.server_cpu(('127.0.0.1', 9), {})
+
+    @unittest.skipUnless(POSIX, 'Windows has no limit of open files')
+    def test_limit_of_open_files(self):
+        """It is raised where that is allowed, and never lowered."""
+        import resource
+        for limits, expected in (((256, 4096), 4096), ((1 << 30, 1 << 30), 1 << 30),
+                                 ((1024, 1 << 30), 10240), ((256, 256), 256)):
+            with unittest.mock.patch.object(resource, 'getrlimit', lambda kind: limits), \
+                    unittest.mock.patch.object(resource, 'setrlimit') as raised:
+                self.assertEqual(client.raise_file_limit(), expected)
+                self.assertEqual(raised.called, expected != limits[0])
+
 
 # ---- figure and compare
 
 class CompareTest(ServerTest):
-    def test_verdicts(self):
-        """They follow the ranges of the figures; a tenth apart is enough, and one odd value is
-        enough for `cannot tell`."""
-        for low, high, verdict in (
-                ([1, 1], [2, 2], client.HOLDS), ([2, 2], [1, 1], client.FAILS),
-                ([1, 3], [2, 2], client.UNSURE), ([1, 1], [1.05, 2], client.UNSURE)):
-            measured = {'second': {'select': low, 'blocking thread': high}}
-            found, _ = client.judge(['second@select < second@blocking thread'], measured, {})
-            self.assertEqual(found, verdict)
-        found, _ = client.judge(['2 * second@select < 2.5'], {'second': {'select': [1, 1.1]}}, {})
-        self.assertEqual(found, client.HOLDS)
-        found = client.judge(['second@io_uring < 1'], {}, {'io_uring': 'refused'})
-        self.assertEqual(found, (client.NONE, 'io_uring: refused'))
+    def made_up(self, values, disturbed=False):
+        """Return a Run with these values, {(metric, model): list}."""
+        run = client.Run()
+        run.whole.stop()
+        run.measured = {key: [(value, disturbed) for value in found]
+                        for key, found in values.items()}
+        return run
 
-    def test_every_claim_is_decided_by_figures_that_exist(self):
+    def test_verdicts(self):
+        """They follow the ranges; a tenth apart is enough, and one odd value is enough for
+        `cannot tell`. Values that were disturbed deny nothing, and of wall time decide nothing."""
+        for metric, low, high, verdict, disturbed in (
+                ('cpu_100', [1, 1], [2, 2], client.HOLDS, client.HOLDS),
+                ('cpu_100', [2, 2], [1, 1], client.FAILS, client.UNSURE),
+                ('cpu_100', [1, 3], [2, 2], client.UNSURE, client.UNSURE),
+                ('cpu_100', [1, 1], [1.05, 2], client.UNSURE, client.UNSURE),
+                ('second', [1, 1], [2, 2], client.HOLDS, client.UNSURE)):
+            conditions = [f'{metric}@select < {metric}@pool of 4', f'{metric}@select < 900']
+            values = {(metric, 'select'): low, (metric, 'pool of 4'): high}
+            found, _ = client.judge(conditions, self.made_up(values))
+            self.assertEqual(found, verdict)
+            found, _ = client.judge(conditions, self.made_up(values, disturbed=True))
+            self.assertEqual(found, disturbed)
+        run = self.made_up({('cpu_100', 'select'): [1, 1.1]})
+        self.assertEqual(client.judge(['2 * cpu_100@select < 2.5'], run)[0], client.HOLDS)
+        for conditions in ['second@io_uring < 1'], []:
+            self.assertEqual(client.judge(conditions, run)[0], client.NONE)
+
+    def test_clean_values_replace_disturbed_ones(self):
+        run = self.made_up({('cpu_100', 'select'): [9, 9]}, disturbed=True)
+        run.measured['cpu_100', 'select'].append((1, False))
+        self.assertEqual(client.judge(['cpu_100@select < 2'], run)[0], client.HOLDS)
+
+    def test_every_metric_is_measured_and_used(self):
+        """Each claim rests on what an experiment measures of that model; each metric is in a
+        claim, the table or the growth of cost."""
+        measured = {(metric, model) for metrics, _, _, models in client.EXPERIMENTS
+                    for metric in metrics.split() for model in models if metric != '-'}
+        used = {metric for metric, row in client.METRICS.items() if row.head}
+        used |= {f'with_{step}' for step in client.STEPS}
         for section, claim, conditions in client.CLAIMS:
-            for figure, name in re.findall(r'(\w+)@([\w -]+?)(?= <|$)', ' '.join(
-                    each + ' <' for each in conditions)):
-                self.assertIn(figure, client.FIGURES, claim)
-                self.assertTrue(name in client.MODELS or name.startswith('pool of '), claim)
+            for factor, metric, model, number in client.terms(conditions):
+                if metric:
+                    self.assertIn((metric, model), measured, claim)
+                    used.add(metric)
+        self.assertEqual({metric for metric, _ in measured}, set(client.METRICS))
+        self.assertEqual(used, set(client.METRICS))
+
+    def test_report(self):
+        """At most 100 lines of 80 columns; a claim takes three at most. 1 does, 2 do not hold."""
+        values = {(metric, model): [123.4 * client.METRICS[metric].unit,
+                                    234.5 * client.METRICS[metric].unit] for metrics, _, _, models
+                  in client.EXPERIMENTS for metric in metrics.split() for model in models
+                  if metric != '-'}
+        run = self.made_up(values)
+        judged = [{'section': section, 'claim': claim, 'evidence': client.judge(terms, run)[1],
+                   'verdict': client.UNSURE} for section, claim, terms in client.CLAIMS]
+        for claim in judged:
+            rows = client.claim_rows([claim])
+            self.assertLessEqual(len(rows), 3, claim)
+        run.failed['io_uring', ''] = 'no \x1b[2J' + 90 * 'x'
+        lines = [''.join(words for kind, words in row).rstrip()
+                 for row in client.report_rows(run, judged, partial=True)]
+        self.assertLessEqual(max(map(len, lines)), 80)
+        self.assertLessEqual(len(lines), 100)
+        for number, words in (1, 'claims hold here, 1 does not hold'), (2, 'here, 2 do not hold'):
+            for claim, verdict in zip(judged, number * [client.FAILS] + [client.HOLDS]):
+                claim['verdict'] = verdict
+            self.assertIn(words, ''.join(
+                words for _, words in client.head_rows(run, judged, False)[0]))
 
     def test_measuring(self):
         """A serial server keeps a second client waiting, a thread does not; a polling one with
-        pauses cannot be faster than they allow; a refused client is not a fast one."""
-        found = {}
-        for name in 'blocking serial', 'blocking thread':
-            with unittest.mock.patch.object(client, 'STEPS', [0, 100]):
-                for figure, model, value in client.measure_server(name, True, ['--delay']):
-                    if value is not None:
-                        found.setdefault(figure, {}).setdefault(model, []).append(value)
-        self.assertGreater(found['second']['blocking serial'], found['second']['blocking thread'])
-        self.assertGreater(found['second']['blocking serial'], [0.1])
-        for row in client.table_rows(found) + client.chart_rows(found):
-            self.assertLessEqual(len(''.join(words for kind, words in row)), 80)
+        pauses cannot be faster than they allow."""
+        run = client.Run()
+        for model in 'blocking serial', 'blocking thread':
+            run.do((model, {(): [('second', functools.partial(client.client_wait, before=1))]}))
+        self.assertEqual(run.failed, {})
+        (serial, _), = run.measured['second', 'blocking serial']
+        (thread, _), = run.measured['second', 'blocking thread']
+        self.assertGreater(serial, 0.1)
+        self.assertGreater(serial, thread)
         server = self.start_server('nonblocking_server.py', '--pause', '0.05')
         self.assertLessEqual(client.busy(server, 10, 0.03)[0], 10 / 0.05)
-        if POSIX:
-            path = faulty_copy(self, 'blocking_server.py', ['thread', errno.EAGAIN, 1, 9])
-            with self.assertRaisesRegex(RuntimeError, 'closed the connection|reset'):
-                client.client_wait(self.start_server(path), 1)
+
+    def test_what_fails_is_a_reason(self):
+        """Wrong answers, dropped connections, a server that ends or does not start, and a bug of
+        ours: the rest is measured."""
+        kinds = {'wrong': ('return data.upper()', 'return b"?" * len(data)'),
+                 'drops': ('send(conn, answer(conn, data))', 'close(conn)'),
+                 'ends': ('send(conn, answer(conn, data))', 'sys.exit()'),
+                 'starts not': ('def main():', 'def main():\n    sys.exit("no way")')}
+        models = {kind: (patched_copy(self, 'select_server.py', patch),)
+                  for kind, patch in kinds.items()}
+        experiments = {(): [('rate_100', functools.partial(client.busy, clients=2)),
+                            ('second', functools.partial(client.client_wait, before=1)),
+                            ('held', lambda server: {}['a bug']), ('workers', lambda server: 7)]}
+        with unittest.mock.patch.dict(client.MODELS, models):
+            run = client.Run()
+            for kind in models:
+                run.do((kind, experiments))
+                if kind != 'starts not':
+                    self.assertEqual(run.measured['workers', kind][0][0], 7)
+                    self.assertRegex(run.failed[kind, 'rate_100'],
+                                     'wrong answer' if kind == 'wrong' else 'closed|reset')
+                    self.assertIn((kind, 'second'), run.failed)
+                    self.assertIn('a bug', run.failed[kind, 'held'])
+            self.assertEqual(run.failed['starts not', ''], 'no way')
+
+    @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
+    def test_disturbance(self):
+        """Programs that compute beside us are noticed, and not our own servers. What was disturbed
+        is measured again, but only once if that does not help."""
+        polling = self.start_server('nonblocking_server.py')
+        watch = client.Disturbance()
+        wait_until(lambda: client.cpu_seconds(polling.pid) > 0.3)
+        before = watch.stop().others
+        for _ in range(2 * client.PROCESSORS):
+            start_process(self, *PYTHON, '-c', 'while True: pass')
+        watch = client.Disturbance()
+        time.sleep(0.5)
+        self.assertTrue(watch.stop().disturbed)
+        self.assertRegex(watch.words(), r'^other programs used \d\d+ % of the processors$')
+        self.assertLess(before, watch.others)
+        run, done = client.Run(), []
+        run.do = lambda step: done.append(step) or True
+        client.measure(run, [('a', {}), ('select', {})], 9)
+        self.assertEqual([name for name, _ in done], ['a', 'select', 'select'])
 
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_signals_leave_no_server(self):
         """Not one that is just being started either: here that moment is long."""
         path = patched_copy(
             self, 'client.py', ('os.path.dirname(os.path.realpath(__file__))', repr(FOLDER)), (
-                '            self.reader.start()\n',
-                '            time.sleep(0.15)\n            self.reader.start()\n'))
+                '            Server.running.add(self)\n',
+                '            time.sleep(0.15)\n            Server.running.add(self)\n'))
         for command, number in itertools.product(('figure', 'compare'), (
                 signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
             process = start_process(self, *PYTHON, path, command)
@@ -1611,35 +1820,56 @@ class FigureTest(ServerTest):
         copied = "\n#1   recv     copied in 9 us: 5 bytes b'hello'"
         cases = {
             'blocking': ('S', "recv     blocked 300.0 ms, then 5 bytes b'hello'",
-                         r'^z+ asleep z+#  recv 300.0 ms, the copy in it$'),
+                         r'^z+ asleep z+#  blocked in recv 300.0 ms$'),
             'non-blocking': ('R', 'recv     asked 999 times in 300.0 ms, 998 times "not yet"' +
                              copied, r'^\?+ asks \?+#  asked 999 times, copied in 9 us$'),
-            'select': ('S', 'select   waited 300.0 ms, 1 of 2 ready: read #1' + copied,
+            'select': ('S', 'select   waited 300.0 ms, 1 of 2 sockets ready: read #1' + copied,
                        r'^z+ asleep z+#  select 300.0 ms, recv 9 us$'),
             'io_uring': ('S', "recv     in place, seen after 300.0 ms: 5 bytes b'hello'",
                          r'^z+ asleep z+   in place, seen after 300.0 ms$')}
         rows = {row[0]: row[2:] for row in client.READS}
+        asking = types.SimpleNamespace(connected=0, asked=0.3)
         for name, (state, trace, expected) in cases.items():
             states = [(0.01 * number, state) for number in range(30)]
-            times = {'connect': 0, 'ask': 0.3}
-            row = client.read_row(name, states, times, [(0, trace)], *rows[name])
+            row = client.read_row(asking, states, trace, *rows[name])
             self.assertRegex(self.text(row), expected)
 
-    def test_made_up_samples_of_recv_q(self):
-        """The bytes are in the socket until the first look that does not find them there."""
-        for gone, words in (0.25, 'sm'), (0.11, 'm'):
-            samples = [(at / 100, 5 if 0.1 < at / 100 < gone else 0) for at in range(40)]
-            seconds, row = client.bytes_row(samples, 0.1)
-            self.assertAlmostEqual(seconds, gone - 0.1, delta=0.02)
-            cells = ''.join(dict.fromkeys(self.text(row)[:32]))
-            self.assertEqual(cells, '.' + words)
+    @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
+    def test_one_read(self):
+        """The first picture, of real servers: each sleeps but the one that polls. A blocking server
+        whose thread polls is drawn asking, and one that is not there says why."""
+        polls = patched_copy(self, 'blocking_server.py', (
+            'data = conn.recv(BUFSIZE) ',
+            'while not select.select([conn], [], [], 0)[0]:\n'
+            '                    pass\n                data = conn.recv(BUFSIZE) '),
+            before='import select')
+        patches = {'blocking serial': (polls, '--mode', 'serial'), 'asyncio': ('no_server.py',)}
+
+        def drawn():
+            rows = {self.text(row[:1]).strip(): self.text(row[1:]) for row in client.one_read()}
+            for name, model, *_ in client.READS:
+                asks = model in ('blocking serial', 'non-blocking')
+                if model != 'asyncio' and not missing(client.MODELS[model]):
+                    self.assertRegex(rows[name], r'^\s*\?+ asks \?+#' if asks else 'z+ asleep z+')
+            self.assertRegex(rows['asyncio'], '^missing: .*no_server.py')
+        with unittest.mock.patch.dict(client.MODELS, patches):
+            self.undisturbed(drawn)
+
+    def test_made_up_looks_at_recv_q(self):
+        """The yardstick is half of the computing that remained when hello came."""
+        for left, words, copier in (0.25, 'sm', 'recv'), (0.12, 'sm', 'the kernel'):
+            row = self.text(client.bytes_row(0.1, left, 0.26))
+            self.assertEqual(''.join(dict.fromkeys(row[:32])), '.' + words)
+            self.assertIn(f'{(left - 0.1) * 1e3:.0f} ms: {copier}', row)
 
     def test_made_up_clients(self):
         """Asked at 0.2, accepted at 0.3, its own answer from 0.45 to 0.6."""
-        times = {'port': 7, 'connect': 0.1, 'ask': 0.2, 'reply': 0.6}
+        asking = types.SimpleNamespace(begin=0, port=7, connected=0.1, asked=0.2, replied=0.6)
         for words, mark in ('waited 150.0 ms', 'd'), ('computed 0.1 s of CPU in 150.0 ms', 'c'):
-            trace = [(0.3, 1, 'accept', 'took 5 us: 127.0.0.1:7 joined'), (0.6, 1, 'answer', words)]
-            phases, waited = client.client_phases(times, trace)
+            log = [(0.3, '   0.300 s  #1   accept   took 5 us: 127.0.0.1:7 joined'),
+                   (0.4, '   0.400 s  #1   answer   waits 9 s ...'),
+                   (0.5, 'no line of a trace'), (0.6, f'   0.600 s  #1   answer   {words}')]
+            phases, waited = client.client_phases(asking, log)
             self.assertAlmostEqual(waited, 0.4)
             row = self.text(client.paint(phases, 1, 20))
             self.assertEqual(row.rstrip(), '  ..!NHHH' + 3 * mark)
@@ -1651,32 +1881,68 @@ class FigureTest(ServerTest):
         do with IORING_SETUP_DEFER_TASKRUN, the exercise of README."""
         defer = patched_copy(self, 'async_server.py', (
             '| IORING_SETUP_COOP_TASKRUN', '| 1 << 13'))
-        cases = [(client.MODELS[name], True) for name in ['asyncio']]
+        cases = [(client.MODELS['asyncio'], 'recv')]
         if not no_io_uring:
-            cases += [(client.MODELS['io_uring'], False), ([defer, '--engine', 'io_uring'], True)]
-        for command, stays in cases:        # on a busy machine it may come back before we look
-            looks = (client.bytes_row(*client.look_at_bytes(*command)) for _ in range(9))
-            row = next((row for seconds, row in looks if (seconds > 0.08) == stays), None)
-            self.assertTrue(row, command)
-            self.assertIn('recv' if stays else 'the kernel', self.text(row))
+            cases += [(client.MODELS['io_uring'], 'the kernel'),
+                      ([defer, '--engine', 'io_uring'], 'recv')]
+        for command, copier in cases:
+            server = self.start_server(*command, '--work', str(client.COMPUTE))
+            self.undisturbed(lambda: self.assertIn(
+                copier, self.text(client.bytes_row(*client.look_at_bytes(server)))))
 
     def test_three_clients(self):
         """Loops that agree are one group; one that is missing says why; the SVG has the words."""
         models = ['select', 'non-blocking', 'missing']
-        with unittest.mock.patch.dict(client.MODELS, missing=('no_server.py',)):
+
+        def played():
             found = {**client.play_slow(models, '--delay'), **client.play_slow(models, '--work')}
-        for half in found['select', '--delay'], found['select', '--work']:
-            self.assertGreater(half['B'][1], 0.9 * client.SLOW)
-            self.assertLess(half['B'][1], 4 * client.SLOW)
-            self.assertGreater(half['C'][1], 1.4 * client.SLOW)     # held up by B
-        rows = client.group_rows('loops', models, found)
+            for slow in '--delay', '--work':
+                waits = [waited for phases, waited in found['select', slow]]
+                self.assertGreater(waits[1], 0.9 * client.SLOW)
+                self.assertGreater(waits[2], 1.4 * client.SLOW)     # C is held up by B
+            rows = client.group_rows('loops', models, found)
+            self.assertRegex(self.text(rows[2]), r'^2 agree +B')
+            return rows
+        with unittest.mock.patch.dict(client.MODELS, missing=('no_server.py',)):
+            rows = self.undisturbed(played)
         text = [self.text(row) for row in rows]
         self.assertRegex(text[0], 'missing +missing: ')
         self.assertLessEqual(max(map(len, map(str.rstrip, text))), 80)
+        rows.append([('title', 'not \x1b[2J XML: <&>')])
         picture = xml.dom.minidom.parseString(client.draw_rows(rows, 'a title'))
         drawn = [each.firstChild.data for each in picture.getElementsByTagName('text')]
         self.assertEqual(''.join(drawn).split(), ''.join(
-            words for row in rows for kind, words in row if words.strip()).split())
+            client.printable(words) for row in rows for kind, words in row
+            if words.strip()).split())
+
+    def test_the_file_of_the_picture(self):
+        """It is whole, or as it was: a run that ends early has not touched it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, 'picture.svg')
+            client.write_svg(path, None)
+            self.assertEqual(os.listdir(folder), [])
+            client.write_svg(path, 'old')
+            client.write_svg(path, None)
+            self.assertEqual(os.listdir(folder), ['picture.svg'])
+            with unittest.mock.patch('builtins.open', side_effect=OSError(28, 'full')):
+                with self.assertRaisesRegex(SystemExit, 'cannot write to .*picture.svg.*: full'):
+                    client.write_svg(path, 'new')
+            with open(path) as file:
+                self.assertEqual(file.read(), 'old')
+
+    @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
+    def test_colours(self):
+        """On a terminal that shows them, and nowhere else."""
+        import pty
+        code = "import client; client.print_rows([[('copy', '#')]])"
+        for term, no_colour, coloured in (('xterm', '', True), ('dumb', '', False),
+                                          ('xterm', '1', False)):
+            master, slave = pty.openpty()
+            start_process(self, *PYTHON, '-c', code, stdout=slave, env={
+                **os.environ, 'TERM': term, 'NO_COLOR': no_colour}).wait(TIMEOUT)
+            self.assertEqual(b'\x1b[' in os.read(master, 1000), coloured)
+            os.close(slave)
+            os.close(master)
 
 
 # ---- can the contract fail?
