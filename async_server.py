@@ -54,20 +54,23 @@ async def communicate(conn):
 
 
 async def wait(conn):
-    """Wait before an answer. This holds up nobody; time.sleep would hold up everybody."""
-    await loop.sleep(delay)
+    await loop.sleep(delay)     # holds up nobody; time.sleep would hold up everybody
 
 
 async def accept(listener):
     """Start a conversation with each client that connects."""
     while True:
+        conversation = None
         try:
             conn, addr = await loop.sock_accept(listener)
-            loop.create_task(communicate(conn))
+            conversation = communicate(conn)
+            loop.create_task(conversation)
         except ConnectionError:         # the client left before we accepted it
             pass
         except (OSError, MemoryError) as error:
-            conn = None                 # if it is a client without a task, it is closed
+            if conversation:            # there was no memory to start it
+                conversation.close()
+                conn.close()
             report_accept_error(error)
             await loop.sleep(RETRY_DELAY)
 
@@ -110,8 +113,7 @@ class AsyncioLoop:
 # ---- io_uring: class IoUringLoop, open_io_uring; names and numbers are <linux/io_uring.h>'s
 
 IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427  # <asm/unistd.h>
-IORING_SETUP_CQSIZE, IORING_SETUP_COOP_TASKRUN = 1 << 3, 1 << 8     # the second: Linux 5.19
-IORING_SETUP_SINGLE_ISSUER = 1 << 12                                # Linux 6.0
+IORING_SETUP_CQSIZE, IORING_SETUP_COOP_TASKRUN, IORING_SETUP_SINGLE_ISSUER = 1 << 3, 1 << 8, 1 << 12
 IORING_OFF_SQES, IORING_ENTER_GETEVENTS, IORING_REGISTER_PBUF_RING = 0x10000000, 1 << 0, 22
 IORING_OP_TIMEOUT, IORING_OP_ACCEPT, IORING_OP_SEND, IORING_OP_RECV = 11, 13, 26, 27
 IOSQE_BUFFER_SELECT, IORING_CQE_F_BUFFER, IORING_CQE_BUFFER_SHIFT = 1 << 5, 1 << 0, 16
@@ -129,13 +131,12 @@ class IoUringLoop:
 
     The process and the kernel share two queues in memory. We write what the coroutines ask for to
     one, and io_uring_enter hands it over. The kernel writes what it has done to the other. `yield`
-    waits for that: user_data (the number of the task that asked), res, flags. Whoever is resumed
-    first says who it is (current_task), so that what it asks for next has its number too.
+    waits for that: user_data (the number of the task), res, flags. Whoever is resumed first says
+    who it is (current_task): so what it asks for next has its number too.
 
-    Without IORING_SETUP_DEFER_TASKRUN the kernel writes at any time, also while Python computes.
-    Normally the thread that has submitted does that work itself: on its way back from an interrupt,
-    or from any system call ("task work", io_uring_setup(2), COOP_TASKRUN). So no other processor
-    writes what we read, and we need no memory barriers.
+    Without IORING_SETUP_DEFER_TASKRUN the kernel writes at any time, also while Python computes:
+    normally in the thread that has submitted, on its way back from an interrupt or any system call
+    ("task work", io_uring_setup(2)). So nobody else writes what we read: no memory barriers.
 
     No memory is freed while the kernel may still use it: the buffers for recv live as long as the
     loop, and a coroutine that waits for a send holds its bytes. When the process ends, the kernel
@@ -425,8 +426,7 @@ class TracedAsyncioLoop(TraceMixIn, AsyncioLoop):
         ended = {'recv': ('ready after', ', copied'), 'sendall': ('taken after', '')}
 
 
-class TracedIoUringLoop(TraceMixIn, IoUringLoop):
-    """A line per look at the completion queue, too: was a system call needed?"""
+class TracedIoUringLoop(TraceMixIn, IoUringLoop):       # each look, too: was a call needed?
     known = 0       # unread completions that a line has named
 
     def submit(self, wait=False):

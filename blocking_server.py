@@ -24,7 +24,7 @@ import threading
 import time
 
 PORT = 8080             # the notes' own
-BUFSIZE = 32768         # bytes that one recv takes at most
+BUFSIZE = 8192          # bytes that one recv takes at most; each thread that waits holds a buffer
 RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
 answer = None           # turns a client's bytes into the answer; see choose_answer
 pool_size = 4           # threads of the pool; --pool-size changes it

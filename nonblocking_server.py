@@ -191,12 +191,15 @@ class TracedSocket(socket.socket):
         return result, took
 
     def trace_not_yet(self, call):
-        times = 'once' if self.not_yet == 1 else f'{self.not_yet} times'
         asked = f'asked {self.not_yet + 1} times in {elapsed(self.first_asked)}'
-        trace(self.number, call, f'{asked}, {times} "not yet"')
+        trace(self.number, call, f'{asked}, {times(self.not_yet)} "not yet"')
         rounds = work_rounds - self.first_round
-        trace(None, 'work', f'other work done {rounds} times meanwhile')
+        trace(None, 'work', f'other work done {times(rounds)} meanwhile')
         self.not_yet = 0
+
+
+def times(count):
+    return 'once' if count == 1 else f'{count} times'
 
 
 # ---- the same in every server

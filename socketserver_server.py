@@ -1,7 +1,7 @@
 """The socketserver module (section 6 of the notes): the same steps in a class.
 
     ThreadingTCPServer(address, Handler)    socket(), bind(), listen()
-    serve_forever()                         poll(), accept(), and in a new thread
+    serve_forever()                         poll(), accept(), in a new thread
         Handler(...).handle()               recv() and sendall() block,
                                             and close() when handle returns
 
@@ -26,7 +26,7 @@ import threading
 import time
 
 PORT = 8081             # the notes' own
-BUFSIZE = 32768         # bytes that one recv takes at most
+BUFSIZE = 8192          # bytes that one recv takes at most; each thread that waits holds a buffer
 RETRY_DELAY = 0.1       # seconds until the next try after accept has failed
 answer = None           # turns a client's bytes into the answer; see choose_answer, Operator
 operator = None         # the Operator, if one answers by hand
