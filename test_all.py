@@ -445,9 +445,12 @@ FLOODS = ['''
 import socket, sys, threading
 sock = socket.create_connection(('127.0.0.1', int(sys.argv[1])))
 threading.Thread(target=lambda: list(iter(lambda: len(sock.recv(65536)), 0)), daemon=True).start()
+sock.sendall(bytes(1 << 20))
+print('begins', flush=True)
 while True:
     sock.sendall(bytes(32768))'''] + 2 * ['''
 import socket, sys
+print('begins', flush=True)
 while True:
     socket.create_connection(('127.0.0.1', int(sys.argv[1]))).close()''']
 
@@ -572,7 +575,7 @@ class Contract:
         sock = self.connect(server)
         for flood in FLOODS:
             start_process(self, *PYTHON, '-c', flood, str(server.address[1]),
-                          stderr=subprocess.DEVNULL)
+                          stderr=subprocess.DEVNULL).stdout.readline()
         end = time.monotonic() + 0.5
         while time.monotonic() < end:
             start = time.monotonic()
