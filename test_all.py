@@ -530,7 +530,7 @@ class Contract:
         before = client.memory_bytes(server.pid) if LINUX else 0
         sock = self.connect(server)
         sent = send_until_blocked(sock, self.quiet)
-        if LINUX:
+        if LINUX and CPYTHON:       # PyPy collects what it has forwarded later
             grown = client.memory_bytes(server.pid) - before
             self.assertLess(grown, 16 << 20, 'it stores what is not read')
         if self.parallel:
