@@ -2142,6 +2142,22 @@ class ReadmeTest(unittest.TestCase):
             indented = [textwrap.indent(excerpt, depth * ' ') for depth in range(0, 20, 4)]
             self.assertTrue(any(each in source for each in indented for source in sources), excerpt)
 
+    def test_blocks_can_be_pasted(self):
+        """A block of commands has neither prompts nor output, and each line fits a terminal."""
+        blocks = re.findall(r'^ *```(\w+)\n(.*?)^ *```$', self.readme, flags=re.M | re.S)
+        self.assertEqual({kind for kind, _ in blocks}, {'sh', 'py', 'python', 'text'})
+        for kind, block in blocks:
+            if kind == 'py':
+                compile(block, 'README.md', 'exec')
+            for line in textwrap.dedent(block).splitlines() if kind == 'sh' else ():
+                self.assertRegex(line, r'^\(?(python|printf|head|sleep|ss|ps|strace|kill) ')
+                self.assertLessEqual(len(line), 80, line)
+
+    def test_links_lead_to_headings(self):
+        headings = re.findall(r'^#+ (.*)$', self.readme, flags=re.M)
+        anchors = {re.sub(r'[^\w -]', '', each).lower().replace(' ', '-') for each in headings}
+        self.assertLessEqual(set(re.findall(r'\]\(#(.*?)\)', self.readme)), anchors)
+
     def test_named_tests_exist(self):
         tests = read_source('test_all.py')
         for name in set(re.findall(r'\btest_\w+', self.readme)) - {'test_all'}:
