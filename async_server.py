@@ -413,7 +413,7 @@ class TraceMixIn:
         except StopIteration as end:
             result = end.value
         except OSError as error:
-            trace(conn.number, call, f'ended after {elapsed(start)}: {error.strerror}')
+            trace(conn.number, call, f'ended after {elapsed(start)}: {why(error)}')
             raise
         before, after = self.ended[call]
         trace(conn.number, call, f'{before} {elapsed(start)}{after}: ', data or result)

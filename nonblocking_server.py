@@ -183,7 +183,7 @@ class TracedSocket(socket.socket):
             raise
         except OSError as error:
             if self.number:     # what accept says is reported only once
-                trace(self.number, call, f'took {elapsed(start)}: {error.strerror}')
+                trace(self.number, call, f'took {elapsed(start)}: {why(error)}')
             raise
         took = elapsed(start)
         if self.not_yet:

@@ -182,7 +182,7 @@ class TracedSocket(socket.socket):
         try:
             result = getattr(super(), call)(argument)
         except OSError as error:
-            trace(self.number, call, f'took {elapsed(start)}: {error.strerror}')
+            trace(self.number, call, f'took {elapsed(start)}: {why(error)}')
             raise
         data = result if call == 'recv' else argument
         part = f'{result} of ' if call == 'send' and result < len(data) else ''

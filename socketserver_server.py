@@ -248,7 +248,7 @@ class TracedSocket(socket.socket):
         try:
             result = getattr(super(), call)(argument)
         except OSError as error:
-            trace(self.number, call, f'blocked {elapsed(start)}, then {error.strerror}')
+            trace(self.number, call, f'blocked {elapsed(start)}, then {why(error)}')
             raise
         data = result if call == 'recv' else argument
         trace(self.number, call, f'blocked {elapsed(start)}, then ', data)
