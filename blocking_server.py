@@ -129,7 +129,7 @@ def refuse(conn, addr, reason):
 # ---- start
 
 def open_listener(family, address):
-    """Return a listening socket. These are the first steps of every server in the notes."""
+    """Return a listening socket and its address: the first steps of the notes' servers."""
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == 'posix':      # restart at once; on Windows two servers could share the port
@@ -138,7 +138,7 @@ def open_listener(family, address):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         listener.bind(address)
         listener.listen(max(socket.SOMAXCONN, 4096))    # with the notes' 5, a burst waits seconds
-        return listener
+        return listener, format_address(listener.getsockname())
     except OSError:
         listener.close()
         raise
@@ -317,8 +317,7 @@ def run(serve, model, args):
     """Listen, say so, and serve. If we cannot listen, exit with status 1 and the reason."""
     try:
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
-        listener = open_listener(family=found[0], address=found[4])
-        address = format_address(listener.getsockname())
+        listener, address = open_listener(family=found[0], address=found[4])
     except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
         sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)

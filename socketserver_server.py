@@ -86,9 +86,6 @@ class RobustMixIn:
             self.shutdown_request(request)
             print_line(f'refused {format_address(client_address)}: {why(error)}', sys.stderr)
 
-    def getsockname(self):      # as a listener has it: `run` prints the address
-        return self.socket.getsockname()
-
 
 class SerialServer(RobustMixIn, socketserver.TCPServer):
     """One client after the other."""
@@ -182,9 +179,10 @@ MODES = {'thread': ThreadingServer, 'serial': SerialServer, 'process': ForkingSe
 
 
 def open_listener(family, address):
-    """Return the server: its class calls socket(), bind() and listen()."""
+    """Return the server, whose class calls socket(), bind() and listen(), and its address."""
     server_class.address_family = family
-    return server_class(address, Handler)
+    server = server_class(address, Handler)
+    return server, format_address(server.server_address)
 
 
 def at_terminal():
@@ -385,8 +383,7 @@ def run(serve, model, args):
     """Listen, say so, and serve. If we cannot listen, exit with status 1 and the reason."""
     try:
         found = socket.getaddrinfo(args.host, args.port, type=socket.SOCK_STREAM)[0]
-        listener = open_listener(family=found[0], address=found[4])
-        address = format_address(listener.getsockname())
+        listener, address = open_listener(family=found[0], address=found[4])
     except (OSError, ValueError) as error:  # ValueError: the host's name, or our descriptor
         sys.exit(f'cannot listen on host {args.host!a}, port {args.port}: {why(error)}')
     print_line(f'listening on {address} ({model}; Ctrl-C stops)', sys.stdout)
