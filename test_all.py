@@ -12,7 +12,6 @@ import concurrent.futures
 import contextlib
 import errno
 import functools
-import itertools
 import json
 import os
 import random
@@ -237,13 +236,6 @@ def crowded_copy(case, script, last):
     return patched_copy(case, script, before=opening)
 
 
-def open_idle(case, address, count):
-    """Return COUNT connections that say nothing."""
-    socks = [socket.create_connection(address, TIMEOUT) for _ in range(count)]
-    case.addCleanup(reset_all, socks)
-    return socks
-
-
 def reset_all(socks):
     for sock in socks:
         reset(sock)
@@ -314,16 +306,27 @@ class ServerTest(unittest.TestCase):
 
     def undisturbed(self, attempt):
         """Do ATTEMPT until it succeeds. A failure counts if no other program had a hand in it; if
-        each was disturbed, the test is skipped."""
+        each was disturbed, the test is skipped. Without /proc nobody can tell: there it counts if
+        all five attempts fail."""
         for _ in range(5):
             watch = client.Disturbance()
             try:
                 return attempt()
             except self.failureException as error:
-                if not watch.stop().disturbed:
+                failure = error
+                if client.HAS_PROC and not watch.stop().disturbed:
                     raise
-                failure = str(error).splitlines()[0]
-        return self.skipTest(f'other programs disturb this machine too much: {failure}')
+        if not client.HAS_PROC:
+            raise failure
+        return self.skipTest(f'other programs disturb us: {str(failure).splitlines()[0]}')
+
+    def open_terminal(self):
+        """Return the two sides of a new pseudo-terminal, first ours."""
+        import pty
+        sides = pty.openpty()
+        for side in sides:
+            self.addCleanup(os.close, side)
+        return sides
 
     def screen(self, master, until):
         """Read a terminal until it shows UNTIL; return what it has shown."""
@@ -491,13 +494,6 @@ class Contract:
         for message in b'hello', b'a', b'\0', b'GET / HTTP/1.0\r\n\r\n', every:
             sock.sendall(message)
             self.assertEqual(sock.recv(1024), message.upper())
-
-    def test_every_byte_in_order(self):
-        """2 MB in pieces of all sizes, then half-close: all comes back, and then the end."""
-        data, sock = random_bytes(2 << 20), self.connect(self.server)
-        with sending(sock, pieces_of(data, random.Random(4))):
-            received = receive_all(sock)
-        self.assertTrue(received == data.upper(), f'{len(received)} of {len(data)}')
 
     def test_half_close_while_much_is_unsent(self):
         """The client sends, half-closes, and begins to read only then: nothing may be lost."""
@@ -670,10 +666,10 @@ class Contract:
     def test_stop_signals(self):
         """Whatever it does, a signal ends the server and its children at once: without a word,
         with the status of the signal. Its port is free."""
-        names = ['SIGINT', 'SIGTERM'] if POSIX else ['CTRL_BREAK_EVENT']
+        names = ['SIGINT', 'SIGTERM'] if POSIX else 2 * ['CTRL_BREAK_EVENT']
         options = {} if POSIX else {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP}
         port = 0
-        for name, slow in zip([*names, names[0]], ['--work', '--delay', '--work']):
+        for name, slow in zip(names, ['--work', '--delay']):
             server = self.start_own(slow, '20', '--port', str(port), **options)
             port, number = server.address[1], getattr(signal, name)
             held = count_descriptors(server.pid) if LINUX else 0
@@ -691,17 +687,6 @@ class Contract:
             self.assertEqual(status, -number if POSIX else status)
             self.assertTrue(all_ended(pids))
             self.assert_silent(server)
-
-    def test_ipv6(self):
-        """A server listens on ::1 too, and says so in a form that can be pasted."""
-        try:
-            with socket.socket(socket.AF_INET6) as sock:
-                sock.bind(('::1', 0))
-        except OSError as error:
-            self.skipTest(f'no IPv6 here: {error}')
-        server = self.start_own('--host', '::1')
-        self.assert_said(server, r'^listening on \[::1\]:\d+ \(.*; Ctrl-C stops\)$')
-        self.assert_serves(server)
 
     def test_slow_answers(self):
         """An answer that computes holds up everybody in a loop, and so does one that blocks. One
@@ -723,10 +708,9 @@ class Contract:
 TINY_RING = ('SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 1024, 4096, 1024',
              'SQ_ENTRIES, CQ_ENTRIES, BUFFERS = 4, 8, 2')
 # what a variant that differs from another in one call need not prove again
-SHARED = dict.fromkeys(['test_500_at_once', 'test_accept_fails', 'test_ipv6',
-                        'test_out_of_descriptors', 'test_resets', 'test_slow_answers',
-                        'test_stalled_reader', 'test_stop_signals',
-                        'test_nobody_freezes_the_others'])
+SHARED = dict.fromkeys(['test_500_at_once', 'test_accept_fails', 'test_out_of_descriptors',
+                        'test_resets', 'test_slow_answers', 'test_stalled_reader',
+                        'test_stop_signals', 'test_nobody_freezes_the_others'])
 SERIAL, FORKS, ASYNC = {'parallel': False}, {'forks': True}, {'loop': True, 'silent_kib': 8}
 LOOP = {'loop': True, 'waits': True, 'silent_kib': 4}
 LIKE_IT = {**LOOP, **SHARED}
@@ -737,8 +721,8 @@ CONTRACTS = [       # name, server, calls beside accept that may fail, what it a
     ('BlockingThreadTest', 'blocking_server.py', 'recv sendall thread', {}),
     ('BlockingProcessTest', 'blocking_server.py --mode process', 'recv sendall fork', FORKS),
     ('BlockingPoolTest', 'blocking_server.py --mode pool --pool-size 3', 'recv sendall', SERIAL),
-    ('NonblockingTest', 'nonblocking_server.py', 'recv send', LOOP),
-    ('NonblockingPauseTest', 'nonblocking_server.py --pause 0.001', 'recv send', LIKE_IT),
+    ('NonblockingTest', 'nonblocking_server.py --pause 0.001', 'recv send', LOOP),
+    ('NonblockingPollingTest', 'nonblocking_server.py', 'recv send', LIKE_IT),
     ('SelectTest', 'select_server.py', 'recv send', LOOP),
     ('SelectorsEpollTest', 'selectors_server.py --suffix= --selector epoll', 'recv send register',
      LOOP),
@@ -763,6 +747,7 @@ for name, command, calls, traits in CONTRACTS:
         VARIANTS.setdefault((script, *arguments), calls)
     traits = {'script': script, 'arguments': arguments, **traits}
     globals()[name] = unittest.skipIf(reason, reason)(type(name, (Contract, ServerTest), traits))
+EACH = [[script] for script in SERVERS] + [['async_server.py', '--engine', 'asyncio']]
 PARALLEL = [command for command in VARIANTS if not {'serial', 'pool'} & set(command)]
 
 
@@ -785,21 +770,11 @@ class BlockingModelTest(ServerTest):
             served[number // 2].close()
             self.assertEqual(receive(last, 3), b'ME?')
 
-    @unittest.skipUnless(client.HAS_GIL, 'this Python has no GIL')
-    def test_threads_that_compute_take_turns(self):
-        """One holds the GIL: three answers of 0.05 s of computing take 0.15 s at least."""
-        server = self.start_server('blocking_server.py', '--work', '0.05')
-        socks = [self.connect(server) for _ in range(3)]
-        start = time.monotonic()
-        for sock in socks:
-            sock.sendall(b'hello')
-        self.assertEqual([receive(sock, 5) for sock in socks], 3 * [b'HELLO'])
-        self.assertGreater(time.monotonic() - start, 0.12)
-
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_a_process_each(self):
-        """One that stands still keeps nobody waiting; and the CPU time of children that have ended
-        stays with the parent."""
+        """One that stands still keeps nobody waiting; the CPU time of children that have ended
+        stays with the parent; after SIGTERM to the parent alone a client keeps its process, and
+        the port is free."""
         for script in 'blocking_server.py', 'socketserver_server.py':
             server = self.start_server(script, '--mode', 'process', '--work', '0.1')
             frozen = self.connect(server)
@@ -814,20 +789,12 @@ class BlockingModelTest(ServerTest):
             self.assertTrue(all_ended([child]))
             self.assert_serves(server)
             self.assertGreater(client.cpu_seconds(server.pid), 0.2)
-
-    @unittest.skipIf(no_fork, no_fork)
-    def test_children_serve_to_the_end_without_the_port(self):
-        """SIGTERM to the parent alone: a client keeps its process, and the port is free."""
-        for script in 'blocking_server.py', 'socketserver_server.py':
-            server = self.start_server(script, '--mode', 'process')
             sock = self.connect(server)
             self.assertEqual(ask(sock), b'HELLO')
             server.process.terminate()
             self.assertEqual(server.process.wait(TIMEOUT), -signal.SIGTERM)
-            again = self.start_server(script, '--port', str(server.address[1]))
+            self.assert_serves(self.start_server(script, '--port', str(server.address[1])))
             self.assertEqual(ask(sock), b'HELLO')
-            self.assert_serves(again)
-
 
 class LoopModelTest(ServerTest):
     @unittest.skipUnless(LINUX, 'reads /proc')
@@ -922,21 +889,17 @@ class AsyncModelTest(ServerTest):
     @unittest.skipIf(no_io_uring, no_io_uring)
     def test_all_send_while_it_computes(self):
         """More completions than the queue holds, while one answer is computed: none is lost."""
-        crowd = min(1500, client.raise_file_limit() // 2 - 50)
-        for number, *tiny in [crowd], [min(200, crowd), TINY_RING]:
-            path = patched_copy(self, 'async_server.py', *tiny, (
-                '        if args.work:\n', "        if args.work and data == b'compute':\n"))
-            server = self.start_server(path, '--engine', 'io_uring', '--work', '0.5')
-            idle = open_idle(self, server.address, number)
-            first = self.connect(server)
-            self.assertEqual(ask(first), b'HELLO')
-            first.sendall(b'compute')
-            for each, sock in enumerate(idle):
-                sock.send(b'client %d' % each)
-            for each, sock in enumerate(idle):
-                message = b'CLIENT %d' % each
-                self.assertEqual(receive(sock, len(message)), message)
-            self.assertEqual(receive(first, 7), b'COMPUTE')
+        path = patched_copy(self, 'async_server.py', TINY_RING, (
+            '        if args.work:\n', "        if args.work and data == b'compute':\n"))
+        server = self.start_server(path, '--engine', 'io_uring', '--work', '0.3')
+        first, *crowd = [self.connect(server) for _ in range(100)]
+        self.assertEqual(ask(first), b'HELLO')
+        first.sendall(b'compute')
+        for each, sock in enumerate(crowd):
+            sock.send(b'client %02d' % each)
+        for each, sock in enumerate(crowd):
+            self.assertEqual(receive(sock, 9), b'CLIENT %02d' % each)
+        self.assertEqual(receive(first, 7), b'COMPUTE')
 
 
 # ---- the operator
@@ -1038,32 +1001,12 @@ class OperatorTest(ServerTest):
                 server.stdin.flush()
                 self.assertIn(sock.recv(100).decode(), '\xe9?')
 
-    @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
-    def test_operator_at_a_terminal(self):
-        """There the operator is the default, and what was typed before a prompt is discarded."""
-        import pty
-        master, slave = pty.openpty()
-        self.addCleanup(os.close, master)
-        self.addCleanup(os.close, slave)
-        server = self.start_server('socketserver_server.py', stdin=slave)
-        self.assert_said(server, 'an operator answers')
-        os.write(master, b'typed ahead\n')
-        self.assertIn(b'typed', os.read(master, 100))       # the echo: it has arrived
-        sock = self.connect(server)
-        sock.sendall(b'hi')
-        server.expect('says')
-        self.assert_waits(sock)
-        os.write(master, b'good day\n')
-        self.assertEqual(receive(sock, 8), b'good day')
-
     @unittest.skipUnless(LINUX and CPYTHON, 'needs the job control of a terminal')
     def test_in_the_background(self):
         """A prompt there would stop the server: the answer is in upper case, and a line says so.
-        After fg the operator is asked again. Ctrl-Z and bg while a prompt waits do no harm."""
-        import pty
-        master, slave = pty.openpty()
-        for descriptor in master, slave:
-            self.addCleanup(os.close, descriptor)
+        After fg the operator is asked, and what was typed before is no answer. Ctrl-Z and bg while
+        a prompt waits do no harm."""
+        master, slave = self.open_terminal()
         start_process(self, 'sh', '-c', 'exec sh -i <>"$0" >&0 2>&0', os.ttyname(slave),
                       start_new_session=True)
 
@@ -1076,8 +1019,10 @@ class OperatorTest(ServerTest):
             self.assertEqual(ask(sock), b'HELLO')
             self.screen(master, b'until fg: answers are in upper case')
             type_line(b'fg\n', b'_server.py')
+            type_line(b'typed ahead\n', b'ahead\r\n')
             sock.sendall(b'prompt')
             self.screen(master, b'>>: ')
+            self.assert_waits(sock)
             type_line(b'\x1a', b'Stopped')
             type_line(b'bg\n', b'_server.py')
             self.assertEqual(receive(sock, 6), b'PROMPT')
@@ -1088,6 +1033,18 @@ class OperatorTest(ServerTest):
 # ---- arguments, and errors in words
 
 class ArgumentsTest(ServerTest):
+    def test_ipv6(self):
+        """A server listens on ::1 too, and says so in a form that can be pasted."""
+        try:
+            with socket.socket(socket.AF_INET6) as sock:
+                sock.bind(('::1', 0))
+        except OSError as error:
+            self.skipTest(f'no IPv6 here: {error}')
+        for command in EACH:
+            server = self.start_server(*command, '--host', '::1')
+            self.assert_said(server, r'^listening on \[::1\]:\d+ \(.*; Ctrl-C stops\)$')
+            self.assert_serves(server)
+
     def test_errors_in_words(self):
         """One line that names the address or the value; no traceback; status 2 for usage."""
         port = str(self.start_server('select_server.py').address[1])
@@ -1138,7 +1095,7 @@ class ArgumentsTest(ServerTest):
     def test_a_bug_keeps_its_traceback(self):
         """Somebody's own answer fails: the line that did it is shown, in every server."""
         edit = 'return data.upper()\n', 'return data.decode().upper().encode()\n'
-        for script, *arguments in VARIANTS:
+        for script, *arguments in EACH:
             server = self.start_server(patched_copy(self, script, edit), *arguments)
             self.connect(server).sendall(b'\xff')
             for pattern in 'Traceback', r'line \d+, in upper', '^UnicodeDecodeError: ':
@@ -1218,9 +1175,8 @@ class FaultTest(ServerTest):
         """Whichever insert or append of async_server.py fails, at most that client is lost."""
         for engine, call in ('asyncio', 'task'), ('io_uring', 'task'), ('io_uring', 'append'):
             command = 'async_server.py', '--engine', engine
-            for before in range(1, 7) if command in VARIANTS else ():
-                with self.subTest(command=command, call=call, before=before):
-                    self.torture(command, [[call, 0, before, 1]])
+            if command in VARIANTS:
+                self.torture(command, [[call, 0, before, 1] for before in range(1, 7)])
 
     def torture(self, command, plan):
         def said(pattern):
@@ -1265,12 +1221,12 @@ class FaultTest(ServerTest):
         cases = [([script], call, 0, '^cannot listen on .*: No buffer space available\n$')
                  for script in SERVERS for call in ('setsockopt', 'getsockname')]
         cases += [(['blocking_server.py', '--mode', 'pool'], 'thread', 2, '^cannot start 4 threads '
-                   r"\(can't start new thread\); try a smaller --pool-size" '\n$')]
+                   r"\(can't start new thread\); try a smaller --pool-size\n")]
         self.do_each(self.fail_to_start, cases)
 
     def fail_to_start(self, command, call, before, words):
         path = faulty_copy(self, command[0], [call, errno.ENOBUFS, before, 99])
-        ended = run(path, '--port', '0', *command[1:])
+        ended = run('-X', 'dev', path, '--port', '0', *command[1:])     # nothing is left open
         self.assertRegex(ended.stderr.decode(), words)
         self.assertEqual((ended.returncode, bool(ended.stdout)), (1, call == 'thread'))
 
@@ -1381,7 +1337,7 @@ class TraceTest(ServerTest):
     def test_slow_answer(self):
         """Between recv and send: why nothing happens for a while. Two clients are told apart, and
         control characters and long texts do no harm to the terminal."""
-        self.do_each(self.check_slow_answer, [[command] for command in VARIANTS])
+        self.do_each(self.check_slow_answer, [[command] for command in EACH])
 
     def check_slow_answer(self, command):
         server = self.start_server(*command, '--trace', '--delay', '0.02', '--work', '0.03')
@@ -1423,12 +1379,12 @@ class ClientTest(ServerTest):
         self.assertEqual((ended.returncode, ended.stderr), (0, b''))
 
     def test_pipe(self):
-        """500 KB of random bytes through every server, byte for byte, and none at all."""
-        for script, size in [(script, 500000) for script in SERVERS] + [(SERVERS[0], 0)]:
-            server = self.start_server(script, *['--suffix='] * ('selectors' in script))
+        """More than the kernel holds, byte for byte, and none at all."""
+        server = self.start_server('select_server.py')
+        for size in 8 << 20, 0:
             ended = self.client(server, input=random_bytes(size))
-            self.assertTrue(ended.stdout == random_bytes(size).upper(), server.name)
-            self.assertEqual((ended.stderr, ended.returncode), (b'', 0), server.name)
+            self.assertTrue(ended.stdout == random_bytes(size).upper())
+            self.assertEqual((ended.stderr, ended.returncode), (b'', 0))
 
     @unittest.skipUnless(LINUX, 'needs /dev/full')
     def test_streams_that_fail(self):
@@ -1531,13 +1487,9 @@ class ClientTest(ServerTest):
 
     def chat_at_terminal(self, server, script='client.py', **options):
         """Start a client on a new terminal; return our side of it, and the client."""
-        import pty
-        master, slave = pty.openpty()
-        process = start_process(self, *PYTHON, script, '--port', str(server.address[1]),
-                                stdin=slave, stdout=slave, stderr=slave, **options)
-        os.close(slave)
-        self.addCleanup(os.close, master)
-        return master, process
+        master, slave = self.open_terminal()
+        return master, start_process(self, *PYTHON, script, '--port', str(server.address[1]),
+                                     stdin=slave, stdout=slave, stderr=slave, **options)
 
     @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
     def test_chat_at_a_terminal(self):
@@ -1585,6 +1537,9 @@ class ClientTest(ServerTest):
         self.assertEqual(process.wait(TIMEOUT), 1)
 
 
+LAST_OF_LOAD = '#11 +recv'     # in a trace: it asks whether somebody listens, then 10 connect
+
+
 class LoadTest(ServerTest):
     def start_load(self, server, *arguments, script='client.py'):
         return start_process(self, *PYTHON, script, 'load', '--port', str(server.address[1]),
@@ -1597,9 +1552,6 @@ class LoadTest(ServerTest):
         out, err = process.communicate(timeout=TIMEOUT)
         self.assertEqual((process.returncode, err), (status, b''))
         return json.loads(out)
-
-    def wait_until_busy(self, pid):
-        wait_until(lambda: LINUX and client.cpu_seconds(pid) > 0.2, TIMEOUT if LINUX else 1)
 
     def test_load(self):
         """Busy and idle connections, large messages, new connections: no errors, sane figures."""
@@ -1638,12 +1590,11 @@ class LoadTest(ServerTest):
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
     def test_open_loop_and_a_frozen_server(self):
         """Whoever was due while it stood still waited: the p95 says so, the p50 does not."""
-        server = self.start_server('select_server.py')
-
         def frozen():
-            process = self.start_load(server, '--rate', '200', '--seconds', '2.4')
-            used = client.cpu_seconds(server.pid) if LINUX else 0
-            wait_until(lambda: LINUX and client.cpu_seconds(server.pid) > used + 0.02, 0.8)
+            server = self.start_server('select_server.py', '--trace')
+            process = self.start_load(server, '--rate', '200', '--connections', '10', '--seconds',
+                                      '2.4')
+            server.expect(LAST_OF_LOAD)
             server.process.send_signal(signal.SIGSTOP)
             time.sleep(0.6)
             server.process.send_signal(signal.SIGCONT)
@@ -1683,38 +1634,31 @@ class LoadTest(ServerTest):
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
     def test_frozen_server(self):
         """Requests that are still open at the end count: a frozen server is not a fast one. But
-        while we find out what CPU it has used, which may take long, nobody waits."""
-        server = self.start_server('select_server.py')
+        while we find out what CPU it has used, which may take long, nobody waits. Ctrl-C prints
+        the report."""
+        server = self.start_server('select_server.py', '--trace')
         path = patched_copy(self, 'client.py', (
             'watch.servers = server_cpu(busy.address, before)', 'time.sleep(1)'))
         process = self.start_load(server, '--seconds', '20', '--connections', '10', script=path)
-        self.wait_until_busy(server.pid)
+        server.expect(LAST_OF_LOAD)
         server.process.send_signal(signal.SIGSTOP)
         time.sleep(0.4)
         process.send_signal(signal.SIGINT)
         report = self.report(process, 130)
+        self.assertTrue(report['interrupted'])
         self.assertEqual(report['open_requests'], 10)
         self.assertGreater(report['max_ms'], 300)
         self.assertLess(report['max_ms'], 1e3 * report['seconds'])
 
     def test_server_dies(self):
         """That is an error in words, between two messages or in the middle of one."""
-        servers = [self.start_server('select_server.py') for _ in range(2)]
-        loads = [self.start_load(server, '--seconds', '20', '--connections', '10', '--size', size)
-                 for server, size in zip(servers, ['64', '8000000'])]
-        for server in servers:
-            self.wait_until_busy(server.pid)
+        for size in '64', '8000000':
+            server = self.start_server('select_server.py', '--trace')
+            process = self.start_load(server, '--seconds', '20', '--connections', '10', '--size',
+                                      size)
+            server.expect(LAST_OF_LOAD)
             server.stop()
-        for process in loads:
             self.assertTrue(self.report(process, 1)['errors'])
-
-    @unittest.skipUnless(POSIX, 'needs POSIX signals')
-    def test_ctrl_c_prints_the_report(self):
-        server = self.start_server('select_server.py')
-        process = self.start_load(server, '--seconds', '60')
-        self.wait_until_busy(server.pid)
-        process.send_signal(signal.SIGINT)
-        self.assertTrue(self.report(process, 130)['interrupted'])
 
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_cpu_of_the_server_that_holds_our_connection(self):
@@ -1788,10 +1732,8 @@ class CompareTest(ServerTest):
         self.assertEqual(client.judge(['2 * cpu_100@select < 2.5'], run)[0], client.HOLDS)
         for conditions in ['second@io_uring < 1'], []:
             self.assertEqual(client.judge(conditions, run)[0], client.NONE)
-
-    def test_clean_values_replace_disturbed_ones(self):
         run = self.made_up({('cpu_100', 'select'): [9, 9]}, disturbed=True)
-        run.measured['cpu_100', 'select'].append((1, False))
+        run.measured['cpu_100', 'select'].append((1, False))    # a clean value replaces them
         self.assertEqual(client.judge(['cpu_100@select < 2'], run)[0], client.HOLDS)
 
     def test_every_metric_is_measured_and_used(self):
@@ -1897,8 +1839,8 @@ class CompareTest(ServerTest):
             self, 'client.py', ('os.path.dirname(os.path.realpath(__file__))', repr(FOLDER)), (
                 '            Server.running.add(self)\n',
                 '            time.sleep(0.15)\n            Server.running.add(self)\n'))
-        for command, number in itertools.product(('figure', 'compare'), (
-                signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
+        for command, number in (('figure', signal.SIGINT), ('compare', signal.SIGTERM),
+                                ('compare', signal.SIGHUP)):
             process = start_process(self, *PYTHON, path, command)
             self.assertTrue(wait_until(lambda: len(client.process_tree(process.pid)) > 1))
             servers = client.process_tree(process.pid)[1:]
@@ -1999,7 +1941,7 @@ class FigureTest(ServerTest):
 
     def test_three_clients(self):
         """Loops that agree are one group; one that is missing says why; the SVG has the words."""
-        models = ['select', 'non-blocking', 'missing']
+        models = ['select', 'selectors poll', 'missing']
 
         def played():
             found = {**client.play_slow(models, '--delay'), **client.play_slow(models, '--work')}
@@ -2040,16 +1982,13 @@ class FigureTest(ServerTest):
     @unittest.skipUnless(POSIX, 'needs a pseudo-terminal')
     def test_colours(self):
         """On a terminal that shows them, and nowhere else."""
-        import pty
         code = "import client; client.print_rows([[('copy', '#')]])"
         for term, no_colour, coloured in (('xterm', '', True), ('dumb', '', False),
                                           ('xterm', '1', False)):
-            master, slave = pty.openpty()
+            master, slave = self.open_terminal()
             start_process(self, *PYTHON, '-c', code, stdout=slave, env={
                 **os.environ, 'TERM': term, 'NO_COLOR': no_colour}).wait(TIMEOUT)
             self.assertEqual(b'\x1b[' in os.read(master, 1000), coloured)
-            os.close(slave)
-            os.close(master)
 
 
 # ---- can the contract fail?
@@ -2063,7 +2002,6 @@ class MutationTest(ServerTest):
         ('test_answers', UPPER, UPPER.replace('upper', 'swapcase')),
         ('test_answers', "'listening on {address} (", "'listening on {address}: ("),
         ('test_answers', 'send(conn, answer(', 'data[-1] == 10 and send(conn, answer('),
-        ('test_every_byte_in_order', 'answer(conn, data))', 'answer(conn, data[:30000]))'),
         ('test_half_close_while_much_is_unsent', 'data[sent:]', 'data[sent + 1:]'),
         ('test_resets', 'this one ends\n        close(conn)', 'this one ends\n        raise'),
         ('test_resets', 'timeout = None', 'timeout = 0.00001'),
@@ -2083,7 +2021,6 @@ class MutationTest(ServerTest):
         ('test_500_at_once', 'listen(max(socket.SOMAXCONN, 4096))', 'listen(5)'),
         ('test_stop_signals', 'signal.SIGINT, signal.SIG_DFL', 'signal.SIGTERM, signal.SIG_IGN'),
         ('test_stop_signals', 'SO_REUSEADDR, 1', 'SO_REUSEADDR, 0'),
-        ('test_ipv6', "f'[{host}]:{port}' if", "f'{host}:{port}' if"),
         ('test_slow_answers', 'def read(conn):',
          'def read(conn):\n    import threading\n'
          '    threading.Thread(target=read_now, args=(conn,)).start()\n'
