@@ -41,7 +41,6 @@ POSIX = os.name == 'posix'
 LINUX = sys.platform.startswith('linux')
 CPYTHON = sys.implementation.name == 'cpython'
 TIMEOUT = 20        # seconds until a test takes "not yet" for "never"
-LIMIT = 120         # seconds until a test that hangs loses its servers
 UTF_8 = {**os.environ, 'PYTHONIOENCODING': 'utf-8'}
 SOAK = float(os.environ.get('IO_MODELS_SOAK', 0))
 SERVERS = ['blocking_server.py', 'nonblocking_server.py', 'select_server.py', 'selectors_server.py',
@@ -244,16 +243,6 @@ class ServerTest(unittest.TestCase):
     """Base of all tests with servers: it starts them and connects, and cleans up."""
     timeout = TIMEOUT
     idle_seconds = 0.07     # how long to watch for spinning
-
-    def setUp(self):
-        watchdog = threading.Timer(LIMIT, self.end_servers)
-        watchdog.start()
-        self.addCleanup(watchdog.cancel)
-
-    def end_servers(self):
-        for server in list(Server.running):
-            print(f'\n{self.id()} hangs; stopping {server.name}: {server.seen()}', file=sys.stderr)
-            server.stop()
 
     def start_server(self, script, *arguments, **options):
         server = Server(script, *arguments, **options)
@@ -487,8 +476,7 @@ class Contract:
         return self.start_server(faulty_copy(self, self.script, *plan), *self.arguments)
 
     def test_answers(self):
-        """The answer is that of bytes.upper, whatever the bytes. No newline is waited for: the
-        notes' own clients send none, and read once."""
+        """No newline is waited for: the notes' own clients send none, and read once."""
         sock = self.connect(self.server)
         line = r'^listening on 127\.0\.0\.1:\d+ \([ -~]{,51}; Ctrl-C stops\)$'
         self.assert_said(self.server, line)
@@ -498,8 +486,7 @@ class Contract:
             self.assertEqual(sock.recv(1024), message.upper())
 
     def test_resets(self):
-        """A client that resets, with an answer under way or without, costs only its own
-        connection, and the server says nothing about it."""
+        """With an answer under way or without, it costs only that connection, without a word."""
         server = self.start_own()
         for message in 2 * [b'', b'x', b'x' * 300000] + [None]:     # a reset may arrive late: twice
             with self.connect(server) as sock:
@@ -796,15 +783,12 @@ class BlockingModelTest(ServerTest):
 class LoopModelTest(ServerTest):
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_polling_burns_a_core_and_pause_tames_it(self):
-        """With --pause it rests, and answers late."""
+        """With --pause it answers late. (That it rests then is in the contract.)"""
         busy, resting = (self.start_server('nonblocking_server.py', '--pause', pause)
                          for pause in ('0', '0.1'))
-        sock = self.connect(resting)
-        ask(sock)
-        before, start = client.cpu_seconds(resting.pid), time.monotonic()
+        sock, start = self.connect(resting), time.monotonic()
         self.assertEqual(ask(sock) + ask(sock) + ask(sock), 3 * b'HELLO')
         self.assertGreater(time.monotonic() - start, 0.2)
-        self.assertLess(client.cpu_seconds(resting.pid) - before, 0.1)
         self.assertTrue(wait_until(lambda: client.cpu_seconds(busy.pid) > 0.3))
 
     def test_suffix_counts_the_reads(self):
@@ -822,8 +806,7 @@ class LoopModelTest(ServerTest):
 
     @unittest.skipUnless(POSIX, 'on Windows it counts sockets')
     def test_descriptors_from_1024_on(self):
-        """A client that select cannot watch is refused with a line that says why; and a listener
-        with such a number does not say `listening`."""
+        """select cannot watch them: a client is refused, a listener does not say `listening`."""
         for script, *arguments in (['select_server.py'], [
                 'selectors_server.py', '--selector', 'select', '--suffix=']):
             server = self.start_server(crowded_copy(self, script, 1019), *arguments)
@@ -856,8 +839,7 @@ class AsyncModelTest(ServerTest):
 
     @unittest.skipIf(no_io_uring, no_io_uring)
     def test_kernel_refuses_io_uring(self):
-        """A seccomp filter, as in a container: auto falls back and says why, and
-        --engine io_uring is an error in words."""
+        """A seccomp filter, as in a container: auto falls back, and both engines say why."""
         for number, reason in (
                 (errno.EPERM, 'refused, by a container or'),
                 (errno.ENOSYS, 'this kernel has none'), (errno.EINVAL, 'needs Linux 6.0'),
@@ -867,7 +849,6 @@ class AsyncModelTest(ServerTest):
                 server = self.start_server(path)
             except RuntimeError as error:
                 self.skipTest(str(error))
-            self.assert_said(server, r'\(asyncio on a selector: readiness; Ctrl-C stops\)$')
             self.assert_said(server, f'^no io_uring: {reason}')
             self.assertEqual(ask(self.connect(server)), b'HELLO')
             ended = run(path, '--engine', 'io_uring', '--port', '0')
@@ -876,27 +857,8 @@ class AsyncModelTest(ServerTest):
                                                     r'use --engine asyncio\n$')
 
     def test_which_engine_auto_takes(self):
-        server = self.start_server('async_server.py')
-        if not no_io_uring:
-            self.assert_said(server, r'\(io_uring: completion; Ctrl-C stops\)$')
-        elif not LINUX or not CPYTHON:
-            self.assert_said(server, '^no io_uring: it needs CPython and Linux$')
-            self.assertEqual(run('async_server.py', '--engine', 'io_uring').returncode, 1)
-
-    @unittest.skipIf(no_io_uring, no_io_uring)
-    def test_all_send_while_it_computes(self):
-        """More completions than the queue holds, while one answer is computed: none is lost."""
-        path = patched_copy(self, 'async_server.py', TINY_RING, (
-            '        if args.work:\n', "        if args.work and data == b'compute':\n"))
-        server = self.start_server(path, '--engine', 'io_uring', '--work', '0.3')
-        first, *crowd = [self.connect(server) for _ in range(100)]
-        self.assertEqual(ask(first), b'HELLO')
-        first.sendall(b'compute')
-        for each, sock in enumerate(crowd):
-            sock.send(b'client %02d' % each)
-        for each, sock in enumerate(crowd):
-            self.assertEqual(receive(sock, 9), b'CLIENT %02d' % each)
-        self.assertEqual(receive(first, 7), b'COMPUTE')
+        words = 'io_uring: completion' if not no_io_uring else 'asyncio on a selector: readiness'
+        self.assert_said(self.start_server('async_server.py'), rf'\({words}; Ctrl-C stops\)$')
 
 
 # ---- the operator
@@ -916,8 +878,7 @@ class OperatorTest(ServerTest):
         server.process.stdin.flush()
 
     def test_operator_answers(self):
-        """What the client said is shown without tricks; an empty answer is asked for again; `exit`
-        ends the conversation, and the screen says so. Who says nothing is not asked about."""
+        """Escapes are shown as such; an empty answer is asked for again; `exit` ends it."""
         for mode in 'thread', 'serial':
             server = self.start_operator('--mode', mode)
             with self.connect(server) as silent:
@@ -1114,8 +1075,7 @@ class ArgumentsTest(ServerTest):
 
 class SourceTest(unittest.TestCase):
     def test_servers_are_alike(self):
-        """The same parts in the same order, of which the last is the same to the letter: so a diff
-        of two servers shows the model."""
+        """The same parts in the same order, and the last the same to the letter."""
         parts, shared = ['the model', 'start', '--trace', 'the same in every server'], set()
         for script in SERVERS:
             source = read_source(script)
@@ -1395,7 +1355,8 @@ class ClientTest(ServerTest):
                 (f'{command} 0>/dev/null', 1, 0,
                  b'cannot read standard input: Bad file descriptor\n'),
                 (f'{command} -m hello 2>&-', 0, 6, b'')):
-            ended = subprocess.run(line, shell=True, cwd=FOLDER, capture_output=True)
+            ended = subprocess.run(line, shell=True, cwd=FOLDER, capture_output=True,
+                                   timeout=60)
             self.assertEqual((ended.returncode, len(ended.stdout), ended.stderr),
                              (status, out, err))
 
@@ -1430,8 +1391,7 @@ class ClientTest(ServerTest):
         self.assertEqual((ended.returncode, ended.stderr), (0, b''))
 
     def test_server_goes_away(self):
-        """In mid-conversation, by a reset, after half the answer: it is said, status 1, and nothing
-        is left open (-X dev)."""
+        """By a reset, or after half the answer: it is said, and nothing is left open (-X dev)."""
         def half(conn):
             data = receive_all(conn)
             conn.sendall(data[:len(data) // 2].upper())
@@ -1588,18 +1548,10 @@ class LoadTest(ServerTest):
 
     def test_text(self):
         """A server of lines answers only lines. Nobody gets an answer without --text: status 1."""
-        def lines(conn):
-            with conn.makefile('rwb', 0) as stream:
-                for line in stream:
-                    stream.write(line.upper())
+        server = self.start_server(patched_copy(self, 'select_server.py', (
+            'send(conn, answer(', "data.endswith(b'\\n') and send(conn, answer(")))
         for options, status in (['--text'], 0), ([], 1):
-            with socket.create_server(('127.0.0.1', 0)) as listener:
-                self.address = listener.getsockname()
-                process = self.start_load(self, '--connections', '1', '--seconds', '0.3', *options)
-                listener.accept()[0].close()        # it looks whether somebody listens
-                with listener.accept()[0] as conn, contextlib.suppress(OSError):
-                    lines(conn)
-            report = self.report(process, status)
+            report = self.load(server, '--connections', '1', *options, status=status)
             self.assertEqual(report['never_answered'], status)
             self.assertEqual(report['errors'], {})
 
@@ -1720,8 +1672,7 @@ class CompareTest(ServerTest):
         self.assertEqual(client.judge(['cpu_100@select < 2'], run)[0], client.HOLDS)
 
     def test_every_metric_is_measured_and_used(self):
-        """Each claim rests on what an experiment measures of that model; each metric is in a
-        claim, the table or the growth of cost."""
+        """In claims, in the table or in the growth of cost."""
         measured = {(metric, model) for metrics, _, _, models in client.EXPERIMENTS
                     for metric in metrics.split() for model in models if metric != '-'}
         used = {metric for metric, row in client.METRICS.items() if row.head}
@@ -1758,8 +1709,7 @@ class CompareTest(ServerTest):
                 words for _, words in client.head_rows(run, judged, False)[0]))
 
     def test_measuring(self):
-        """A serial server keeps a second client waiting, a thread does not; a polling one with
-        pauses cannot be faster than they allow."""
+        """A serial server keeps a second client waiting, a thread does not."""
         run = client.Run()
         for model in 'blocking serial', 'blocking thread':
             run.do((model, {(): [('second', functools.partial(client.client_wait, before=1))]}))
@@ -1768,12 +1718,9 @@ class CompareTest(ServerTest):
         (thread, _), = run.measured['second', 'blocking thread']
         self.assertGreater(serial, 0.1)
         self.assertGreater(serial, thread)
-        server = self.start_server('nonblocking_server.py', '--pause', '0.05')
-        self.assertLessEqual(client.busy(server, 10, 0.03)[0], 10 / 0.05)
 
     def test_what_fails_is_a_reason(self):
-        """Wrong answers, dropped connections, a server that ends or does not start, and a bug of
-        ours: the rest is measured."""
+        """Whatever the server does, and a bug of ours too: the rest is measured."""
         kinds = {'wrong': ('return data.upper()', 'return b"?" * len(data)'),
                  'drops': ('send(conn, answer(conn, data))', 'close(conn)'),
                  'ends': ('send(conn, answer(conn, data))', 'sys.exit()'),
@@ -1833,22 +1780,16 @@ class CompareTest(ServerTest):
             self.assertIn(b'PARTIAL' if command == 'compare' else b'', out)
             self.assertTrue(all_ended(servers))
 
-    @unittest.skipUnless(POSIX, 'Windows has no SIGCHLD')
-    def test_sigchld_is_ignored_by_the_parent(self):
-        """How a server ended is known all the same."""
-        code = 'client.prepare(); print(client.Server("select_server.py").stop())'
-        ended = subprocess.run(['sh', '-c', 'trap "" CHLD; exec "$@"', 'sh', *PYTHON, '-c',
-                                f'import client; {code}'], cwd=FOLDER, stdout=subprocess.PIPE)
-        self.assertEqual(ended.stdout.strip(), b'-9')
-
-    @unittest.skipUnless(POSIX, 'needs symbolic links')
+    @unittest.skipUnless(POSIX, 'needs symbolic links and SIGCHLD')
     def test_a_link_to_the_client(self):
-        """The servers are looked for in the folder of the real file."""
+        """The servers are looked for in the folder of the real file. How one has ended is known,
+        also if our parent ignores SIGCHLD."""
+        code = ('import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); import client; '
+                'client.prepare(); print(client.Server("select_server.py").stop())')
         with tempfile.TemporaryDirectory() as folder:
-            os.symlink(os.path.join(FOLDER, 'client.py'), os.path.join(folder, 'link.py'))
-            ended = run('-c', 'import link; print(ascii(link.FOLDER))',
-                        env={**UTF_8, 'PYTHONPATH': folder})
-            self.assertEqual(ended.stdout.decode().strip(), ascii(FOLDER))
+            os.symlink(os.path.join(FOLDER, 'client.py'), os.path.join(folder, 'client.py'))
+            ended = run('-c', code, cwd=folder, env={**UTF_8, 'PYTHONPATH': folder})
+        self.assertEqual(ended.stdout.strip(), b'-9')
 
 
 class FigureTest(ServerTest):
@@ -1879,13 +1820,6 @@ class FigureTest(ServerTest):
                     self.assertRegex(rows[name], pattern)
         with unittest.mock.patch.dict(client.MODELS, patches):
             self.undisturbed(drawn)
-
-    def test_made_up_looks_at_recv_q(self):
-        """The yardstick is half of the computing that remained when hello came."""
-        for left, words, copier in (0.25, 'sm', 'recv'), (0.12, 'sm', 'the kernel'):
-            row = self.text(client.bytes_row(0.1, left, 0.26))
-            self.assertEqual(''.join(dict.fromkeys(row[:32])), '.' + words)
-            self.assertIn(f'{(left - 0.1) * 1e3:.0f} ms: {copier}', row)
 
     def test_made_up_clients(self):
         """Asked at 0.2, accepted at 0.3, its own answer from 0.45 to 0.6."""
@@ -1948,7 +1882,6 @@ class FigureTest(ServerTest):
             self.assertEqual(os.listdir(folder), [])
             client.write_svg(path, 'old')
             client.write_svg(path, None)
-            self.assertEqual(os.listdir(folder), ['picture.svg'])
             with unittest.mock.patch('builtins.open', side_effect=OSError(28, 'full')):
                 with self.assertRaisesRegex(SystemExit, 'cannot write to .*picture.svg.*: full'):
                     client.write_svg(path, 'new')
@@ -1976,7 +1909,6 @@ class MutationTest(ServerTest):
     UPPER = 'return data.upper()\n'
     MUTATIONS = [       # the test, and what is replaced in select_server.py: (old, new)
         ('test_answers', UPPER, UPPER.replace('upper', 'swapcase')),
-        ('test_answers', "'listening on {address} (", "'listening on {address}: ("),
         ('test_answers', 'send(conn, answer(', 'data[-1] == 10 and send(conn, answer('),
         ('test_stalled_reader', 'data[sent:]', 'data[sent + 1:]'),
         ('test_resets', 'this one ends\n        close(conn)', 'this one ends\n        raise'),
@@ -1997,10 +1929,7 @@ class MutationTest(ServerTest):
         ('test_500_at_once', 'listen(max(socket.SOMAXCONN, 4096))', 'listen(5)'),
         ('test_stop_signals', 'signal.SIGINT, signal.SIG_DFL', 'signal.SIGTERM, signal.SIG_IGN'),
         ('test_stop_signals', 'SO_REUSEADDR, 1', 'SO_REUSEADDR, 0'),
-        ('test_slow_answers', 'def read(conn):',
-         'def read(conn):\n    import threading\n'
-         '    threading.Thread(target=read_now, args=(conn,)).start()\n'
-         '    time.sleep(0.005)\n\n\ndef read_now(conn):')]
+        ('test_slow_answers', 'if args.work:', 'if not args:')]
 
     def test_each_mutation_is_caught(self):
         with self.assertRaises(self.failureException):      # a server that is right is not caught
@@ -2008,8 +1937,7 @@ class MutationTest(ServerTest):
         self.do_each(self.assert_caught, self.MUTATIONS, threads=6)
 
     def assert_caught(self, name, old, new):
-        """The test NAME of the contract fails, or is skipped for want of IPv6 or of a quiet moment.
-        It may look longer than with a good server, and twice: a race may hide a fault."""
+        """The test NAME of the contract fails, or is skipped for want of a quiet moment."""
         traits = {'script': patched_copy(self, 'select_server.py', (old, new)), **LOOP,
                   'timeout': 1.5, 'quiet': 0.5, 'idle_seconds': 0.3, 'crowd_seconds': 0.8}
         mutant, result = type('Mutant', (Contract, ServerTest), traits), unittest.TestResult()
