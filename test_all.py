@@ -28,7 +28,6 @@ import textwrap
 import threading
 import time
 import timeit
-import types
 import unittest
 import unittest.mock
 import xml.dom.minidom
@@ -196,8 +195,7 @@ def with_shell(command):
 
 
 def refused_io_uring():
-    """Return why this kernel does not permit io_uring, or None. We ask it ourselves: if we asked
-    the script, a broken script would skip its own tests."""
+    """Return why there is no io_uring, or None. (A broken script would skip its own tests.)"""
     if not LINUX or not CPYTHON:
         return 'io_uring needs Linux and CPython'
     import ctypes
@@ -646,8 +644,7 @@ class Contract:
         self.assertTrue(wait_until(none_is_left, self.timeout), f'more than {allowed}')
 
     def test_stop_signals(self):
-        """Whatever it does, a signal ends the server and its children at once: without a word,
-        with the status of the signal. Its port is free."""
+        """They end server and children at once, without a word. The port is free."""
         names = ['SIGINT', 'SIGTERM'] if POSIX else 2 * ['CTRL_BREAK_EVENT']
         options = {} if POSIX else {'creationflags': subprocess.CREATE_NEW_PROCESS_GROUP}
         port = 0
@@ -671,8 +668,7 @@ class Contract:
             self.assert_silent(server)
 
     def test_slow_answers(self):
-        """An answer that computes holds up everybody in a loop, and so does one that blocks. One
-        that is awaited, or that has a thread, holds up nobody."""
+        """They hold up everybody in a loop, and nobody if they are awaited or have a thread."""
         if not self.parallel and 'pool' not in self.arguments:
             self.skipTest('this model talks to one client at a time')
         for slow, holds_up in ('--delay', self.waits), ('--work', self.loop):
@@ -962,8 +958,7 @@ class OperatorTest(ServerTest):
     @unittest.skipUnless(LINUX and CPYTHON, 'needs the job control of a terminal')
     def test_in_the_background(self):
         """A prompt there would stop the server: the answer is in upper case, and a line says so.
-        After fg the operator is asked, and what was typed before is no answer. Ctrl-Z and bg while
-        a prompt waits do no harm."""
+        After fg the operator is asked; what was typed before is no answer. Ctrl-Z, bg: no harm."""
         master, slave = self.open_terminal()
         start_process(self, 'sh', '-c', 'exec sh -i <>"$0" >&0 2>&0', os.ttyname(slave),
                       start_new_session=True)
@@ -991,6 +986,25 @@ class OperatorTest(ServerTest):
 # ---- arguments, and errors in words
 
 class ArgumentsTest(ServerTest):
+    NOWHERE = os.path.join(FOLDER, 'no such folder', 'file')
+    MISTAKES = [        # a server or the client, arguments, what it says
+        ('blocking', ['--work', 'nan'], 'usage.* nan is not between'),
+        ('async', ['--port', '65536'], 'usage.* 65536 is not between 0 and 65535\n$'),
+        ('select', ['--host', 'no.such.host.invalid'],
+         "^cannot listen on host 'no.such.host.invalid', .+\n$"),
+        ('async', ['--host', '192.0.2.1'], r"^cannot listen on .*'192.+\n$"),
+        ('socketserver', ['--host', '192.0.2.1'], r"^cannot listen on .*'192.+\n$"),
+        ('nonblocking', ['--host', 'x' * 70 + '.com'], '^cannot listen on host .+\n$'),
+        ('selectors', ['--selector', 'devpoll'],
+         '^this platform has no devpoll; use --selector default\n$'),
+        ('selectors', ['--selector', 'base'], "usage.* invalid choice: 'base'"),
+        ('socketserver', ['--mode', 'process', '--reply', 'operator'],
+         'usage.* an operator is for one process: use --mode thread\n$'),
+        ('client', ['figur'], "usage.*invalid choice: 'figur'"),
+        ('client', ['--prot', '1'], r'usage.*\[--port PORT\]'),
+        ('client', ['figure', '--svg', NOWHERE], '^cannot write .*no such folder.*\n$'),
+        ('client', ['load', '--connections', '0'], 'usage.* is not between 1 and 100000')]
+
     def test_ipv6(self):
         """A server listens on ::1 too, and says so in a form that can be pasted."""
         try:
@@ -1005,26 +1019,21 @@ class ArgumentsTest(ServerTest):
 
     def test_errors_in_words(self):
         """One line that names the address or the value; no traceback; status 2 for usage."""
-        port = str(self.start_server('select_server.py').address[1])
-        cases = (
-            ('blocking nonblocking select selectors async socketserver', ['--port', port],
-             rf"^cannot listen on host '127\.0\.0\.1', port {port}: .+\n$"),
-            ('select socketserver', ['--host', 'no.such.host.invalid'],
-             "^cannot listen on host 'no.such.host.invalid', .+\n$"),
-            ('async socketserver', ['--host', '192.0.2.1'], r"^cannot listen on .*'192.+\n$"),
-            ('nonblocking', ['--host', 'x' * 70 + '.com'], '^cannot listen on host .+\n$'),
-            ('selectors', ['--selector', 'devpoll'],
-             '^this platform has no devpoll; use --selector default\n$'),
-            ('async', ['--port', '65536'], 'usage.* 65536 is not between 0 and 65535\n$'),
-            ('blocking', ['--work', 'nan'], 'usage.* nan is not between'),
-            ('selectors', ['--selector', 'base'], "usage.* invalid choice: 'base'"),
-            ('socketserver', ['--mode', 'process', '--reply', 'operator'],
-             'usage.* an operator is for one process: use --mode thread\n$'))
-        self.do_each(self.check_words, [(model, arguments, words) for models, arguments, words
-                                        in cases for model in models.split()])
+        taken = str(self.start_server('select_server.py').address[1])
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            free = str(listener.getsockname()[1])
+        nobody = (rf"^cannot connect to host .*, port {free}: .+\s+To start a server there: "
+                  rf'python blocking_server.py --port {free}\s*$')
+        cases = [*self.MISTAKES, ('client', ['-m', 'x', '--port', free], nobody),
+                 ('client', ['load', '--port', free], nobody)]
+        cases += [(script[:-len('_server.py')], ['--port', taken],
+                   rf"^cannot listen on host '127\.0\.0\.1', port {taken}: .+\n$")
+                  for script in SERVERS]
+        self.do_each(self.check_words, cases)
 
     def check_words(self, model, arguments, words):
-        ended = run('-X', 'dev', f'{model}_server.py', '--port', '0', *arguments)
+        script = 'client.py' if model == 'client' else f'{model}_server.py'
+        ended = run('-X', 'dev', script, *arguments)
         said, usage = ended.stderr.decode().replace('\r', ''), 'usage' in words
         self.assertEqual((ended.returncode, ended.stdout), (2 if usage else 1, b''))
         self.assertRegex(said, re.compile(words, re.S if usage else 0))
@@ -1422,22 +1431,6 @@ class ClientTest(ServerTest):
         ended = self.client(self.serve(converse), '-m', 'hello', '-m', 'next')
         self.assertEqual(ended.stdout.replace(b'\r', b''), whole + b'\nNEXT\n')
 
-    def test_words_for_mistakes(self):
-        """Nobody listens: how to start a server. A wrong word or option: the usage of it."""
-        with socket.create_server(('127.0.0.1', 0)) as free:
-            port = str(free.getsockname()[1])
-        missing = os.path.join(FOLDER, 'no such folder', 'file')
-        cases = [([*words, '--port', port], 1, rf"^cannot connect to host .*, port {port}: "
-                  rf'.+\s+To start a server there: python blocking_server.py --port {port}\s*$')
-                 for words in (['-m', 'x'], ['load'])] + [
-            (['figur'], 2, "invalid choice: 'figur'"), (['--prot', '1'], 2, r'\[--port PORT\]'),
-            (['figure', '--svg', missing], 1, '^cannot write .*no such folder.*\n$'),
-            (['load', '--connections', '0'], 2, '0 is not between 1 and 100000')]
-        for arguments, status, words in cases:
-            ended = run('client.py', *arguments)
-            self.assertEqual((ended.returncode, ended.stdout), (status, b''))
-            self.assertRegex(ended.stderr.decode(), words)
-
     def chat_at_terminal(self, server, script='client.py', before=(), **options):
         """Start a client on a new terminal; return our side of it, and the client."""
         master, slave = self.open_terminal()
@@ -1744,8 +1737,8 @@ class CompareTest(ServerTest):
 
     @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
     def test_disturbance(self):
-        """Programs that compute beside us are noticed, and not our own servers. What was disturbed
-        is measured again, but only once if that does not help."""
+        """By others, not by our own servers. What was disturbed is measured again, but only once
+        if that does not help."""
         polling = self.start_server('nonblocking_server.py')
         watch = client.Disturbance()
         wait_until(lambda: client.cpu_seconds(polling.pid) > 0.3)
@@ -1820,18 +1813,6 @@ class FigureTest(ServerTest):
                     self.assertRegex(rows[name], pattern)
         with unittest.mock.patch.dict(client.MODELS, patches):
             self.undisturbed(drawn)
-
-    def test_made_up_clients(self):
-        """Asked at 0.2, accepted at 0.3, its own answer from 0.45 to 0.6."""
-        asking = types.SimpleNamespace(begin=0, port=7, connected=0.1, asked=0.2, replied=0.6)
-        for words, mark in ('waited 150.0 ms', 'd'), ('computed 0.1 s of CPU in 150.0 ms', 'c'):
-            log = [(0.3, '   0.300 s  #1   accept   took 5 us: 127.0.0.1:7 joined'),
-                   (0.4, '   0.400 s  #1   answer   waits 9 s ...'),
-                   (0.5, 'no line of a trace'), (0.6, f'   0.600 s  #1   answer   {words}')]
-            phases, waited = client.client_phases(asking, log)
-            self.assertAlmostEqual(waited, 0.4)
-            row = self.text(client.paint(phases, 1, 20))
-            self.assertEqual(row.rstrip(), '  ..!NHHH' + 3 * mark)
 
     @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
     def test_who_copies_while_the_process_computes(self):
@@ -1998,11 +1979,6 @@ class ReadmeTest(unittest.TestCase):
         headings = re.findall(r'^#+ (.*)$', self.readme, flags=re.M)
         anchors = {re.sub(r'[^\w -]', '', each).lower().replace(' ', '-') for each in headings}
         self.assertLessEqual(set(re.findall(r'\]\(#(.*?)\)', self.readme)), anchors)
-
-    def test_named_tests_exist(self):
-        tests = read_source('test_all.py')
-        for name in set(re.findall(r'\btest_\w+', self.readme)) - {'test_all'}:
-            self.assertTrue(f'def {name}(' in tests, name)
 
 
 if __name__ == '__main__':
