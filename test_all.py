@@ -786,16 +786,6 @@ class BlockingModelTest(ServerTest):
 
 
 class LoopModelTest(ServerTest):
-    @unittest.skipUnless(LINUX, 'reads /proc')
-    def test_polling_burns_a_core_and_pause_tames_it(self):
-        """With --pause it answers late. (That it rests then is in the contract.)"""
-        busy, resting = (self.start_server('nonblocking_server.py', '--pause', pause)
-                         for pause in ('0', '0.1'))
-        sock, start = self.connect(resting), time.monotonic()
-        self.assertEqual(ask(sock) + ask(sock) + ask(sock), 3 * b'HELLO')
-        self.assertGreater(time.monotonic() - start, 0.2)
-        self.assertTrue(wait_until(lambda: client.cpu_seconds(busy.pid) > 0.3))
-
     def test_suffix_counts_the_reads(self):
         """TCP has no messages: what was sent in three is read in one, or the other way round."""
         for arguments, suffix in ([], b'_SB'), (['--suffix', ' <eh>'], b' <eh>'):
