@@ -460,7 +460,8 @@ class Contract:
     forks = False           # each client has a process of its own
     quiet = 0.05            # seconds after which a connection that takes nothing more is blocked
     crowd_seconds = TIMEOUT if CPYTHON else 60      # how long 500 clients may wait
-    silent_kib = 40         # of memory that a client may cost which has spoken once
+    silent_kib = 40 if client.HAS_GIL else 160      # of memory for a silent client: without a GIL
+                            # each thread has a heap of its own
 
     @classmethod
     def setUpClass(cls):
