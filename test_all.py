@@ -438,7 +438,8 @@ def connect():
     return socket.create_connection(('127.0.0.1', int(sys.argv[1])))
 def come_and_go():
     while True:
-        connect().close()
+        with connect() as one:      # it leaves by a reset: no thousands in TIME_WAIT
+            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, {linger!r})
 sock = connect()
 for function in come_and_go, come_and_go, lambda: list(iter(lambda: len(sock.recv(65536)), 0)):
     threading.Thread(target=function, daemon=True).start()
@@ -446,7 +447,7 @@ sock.sendall(bytes(1 << 20))
 print('begins', flush=True)
 while True:
     sock.sendall(bytes(32768))
-'''
+'''.format(linger=LINGER_ZERO)
 
 
 # ---- the contract
@@ -460,8 +461,7 @@ class Contract:
     forks = False           # each client has a process of its own
     quiet = 0.05            # seconds after which a connection that takes nothing more is blocked
     crowd_seconds = TIMEOUT if CPYTHON else 60      # how long 500 clients may wait
-    silent_kib = 40 if client.HAS_GIL else 160      # of memory for a silent client: without a GIL
-                            # each thread has a heap of its own
+    silent_kib = 40 if client.HAS_GIL else 160      # a silent client's (its thread's heap: no GIL)
 
     @classmethod
     def setUpClass(cls):
