@@ -1698,13 +1698,15 @@ class CompareTest(ServerTest):
                  'starts not': ('def main():', 'def main():\n    sys.exit("no way")')}
         models = {kind: (patched_copy(self, 'select_server.py', patch),)
                   for kind, patch in kinds.items()}
-        experiments = {(): [('rate_100', functools.partial(client.busy, clients=2)),
-                            ('second', functools.partial(client.client_wait, before=1)),
-                            ('held', lambda server: {}['a bug']), ('workers', lambda server: 7)]}
-        with unittest.mock.patch.dict(client.MODELS, models):
+        experiments = [('rate_100', functools.partial(client.busy, clients=2), (), models),
+                       ('second', functools.partial(client.client_wait, before=1), (), models),
+                       ('held', lambda server: {}['a bug'], (), models),
+                       ('workers', lambda server: 7, (), models)]
+        with unittest.mock.patch.dict(client.MODELS, models), \
+                unittest.mock.patch.object(client, 'EXPERIMENTS', experiments):
             run = client.Run()
             for kind in models:
-                run.do((kind, experiments))
+                run.do(kind)
                 if kind != 'starts not':
                     self.assertEqual(run.measured['workers', kind][0][0], 7)
                     self.assertRegex(run.failed[kind, 'rate_100'],
@@ -1729,9 +1731,9 @@ class CompareTest(ServerTest):
         self.assertRegex(watch.words(), r'^other programs used \d\d+ % of the processors$')
         self.assertLess(before, watch.others)
         run, done = client.Run(), []
-        run.do = lambda step: done.append(step) or True
-        client.measure(run, [('a', {}), ('select', {})], 9)
-        self.assertEqual([name for name, _ in done], ['a', 'select', 'select'])
+        run.do = lambda model: done.append(model) or True
+        client.measure(run, ['a', 'select'], 9)
+        self.assertEqual(done, ['a', 'select', 'select'])
 
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_signals_leave_no_server(self):
