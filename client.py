@@ -10,6 +10,9 @@
 python client.py chat --help (and so on) says more. To follow the notes, read
 only *chat*, the first part. The others measure the servers.
 """
+import signal
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C while we import: end without a word
 import argparse
 import codecs
 import collections
@@ -26,7 +29,6 @@ import random
 import re
 import select
 import selectors
-import signal
 import socket
 import statistics
 import struct
@@ -68,10 +70,10 @@ def format_address(address):
 def chat(args):
     """Talk to a server.
 
-    At a terminal each line is sent and the reply printed; exit or Ctrl-D (on Windows
-    Ctrl-Z, Enter) leaves. A file or a pipe is sent whole, and all that comes back
-    is written. "connected" does not mean that the server has accepted us: until
-    then the kernel of its machine keeps the connection in a queue.
+    At a terminal each line is sent and the reply printed; exit or Ctrl-D (on
+    Windows Ctrl-Z, Enter) leaves. A file or a pipe is sent whole, and all that
+    comes back is written. "connected" does not mean that the server has accepted
+    us: until then the kernel of its machine keeps the connection in a queue.
     """
     if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is after & in a shell script
         signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C ends us at once, in any call
@@ -224,7 +226,7 @@ def read_input():
             raise ValueError(f'cannot read standard input: {reason(error)}') from None
 
 
-# ---- many clients: Loop, new_socket, open_connection ----
+# ---- many clients: Loop, open_connection ----
 # All of them do the same, so one thread serves them: section 3 of the notes at work.
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -237,18 +239,21 @@ class Loop:
 
     def __init__(self):
         self.sel = selectors.DefaultSelector()
-        self.precise = hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024
+        self.clients = {}                   # by their sockets
         self.timers = []                    # a heap of (moment, number, sock, client)
         self.numbers = itertools.count()    # the first of two timers of one moment goes first
+        self.lateness = collections.Counter()       # of timers: {bucket: how often}
 
     def start(self, sock, client):
-        """Run CLIENT up to its first yield. It closes SOCK when it ends."""
+        """Run CLIENT up to its first yield."""
+        self.clients[sock] = client
         self.watch(sock, client, next(client, None))
 
     def watch(self, sock, client, wanted):
-        """Resume CLIENT when what it has yielded comes. None: it has ended."""
+        """Resume CLIENT when what it has yielded comes. None: it has ended, and closed SOCK."""
         if isinstance(wanted, float):
-            self.forget(sock)
+            if sock in self.sel.get_map():
+                self.sel.unregister(sock)
             heapq.heappush(self.timers, (wanted, next(self.numbers), sock, client))
         elif wanted and sock in self.sel.get_map():
             self.sel.modify(sock, wanted, client)
@@ -257,13 +262,14 @@ class Loop:
 
     def forget(self, sock):
         """Watch SOCK no more. A client calls this before it closes its socket."""
+        self.clients.pop(sock, None)
         if sock in self.sel.get_map():
             self.sel.unregister(sock)
 
     def run(self, until):
         """Resume clients until the moment UNTIL, or until none is left."""
         now = time.perf_counter()
-        while now < until and (self.timers or self.sel.get_map()):
+        while now < until and self.clients:
             for key, mask in self.select(until - now):
                 wanted = next(key.data, None)
                 if wanted != key.events:
@@ -272,6 +278,7 @@ class Loop:
             while self.timers and self.timers[0][0] <= now:
                 moment, number, sock, client = heapq.heappop(self.timers)
                 self.watch(sock, client, next(client, None))
+                self.lateness[bucket(now - moment)] += 1
 
     def select(self, seconds):
         """Wait for at most so many seconds, until a client is ready or a timer is due. Return who
@@ -282,24 +289,16 @@ class Loop:
         if not self.sel.get_map():
             time.sleep(min(0.2, seconds))       # on Windows select fails with empty lists
             return []
-        if self.precise:
+        if hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024:
             select.select([self.sel], [], [], seconds)
             seconds = 0
         return self.sel.select(seconds)
 
     def close(self):
         """End all clients: each gets a GeneratorExit where it waits, and closes its socket."""
-        waiting = [key.data for key in self.sel.get_map().values()]
-        for client in waiting + [client for *_, client in self.timers]:
+        for client in list(self.clients.values()):
             client.close()
         self.sel.close()
-
-
-def new_socket(address):
-    """Return a non-blocking socket of the family of ADDRESS."""
-    sock = socket.socket(socket.AF_INET6 if ':' in address[0] else socket.AF_INET)
-    sock.setblocking(False)
-    return sock
 
 
 def open_connection(sock, address):
@@ -321,26 +320,23 @@ HAS_GIL = getattr(sys, '_is_gil_enabled', lambda: True)()
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 CONNECTED, LISTENS = '01', '0A'     # states of /proc/net/tcp
 FOLDER = os.path.dirname(os.path.realpath(__file__))
-BEST = next(kind for kind in ('epoll', 'kqueue', 'devpoll', 'poll', 'select')
-            if hasattr(select, kind))       # the system's own selector
+SELECTORS = [kind for kind in ('epoll', 'kqueue', 'devpoll', 'poll', 'select')
+             if hasattr(select, kind)]
+BEST = SELECTORS[0]         # the system's own
+SELECTOR = f'selectors {BEST}'
 MODELS = {          # name: script and arguments
-    'blocking serial': ('blocking_server.py', '--mode', 'serial'),
-    'blocking thread': ('blocking_server.py', '--mode', 'thread'),
-    'blocking process': ('blocking_server.py', '--mode', 'process'),
-    'pool of 1': ('blocking_server.py', '--mode', 'pool', '--pool-size', '1'),
-    'pool of 2': ('blocking_server.py', '--mode', 'pool', '--pool-size', '2'),
-    'pool of 4': ('blocking_server.py', '--mode', 'pool', '--pool-size', '4'),
-    'pool of 16': ('blocking_server.py', '--mode', 'pool', '--pool-size', '16'),
+    **{f'blocking {mode}': ('blocking_server.py', '--mode', mode)
+       for mode in ('serial', 'thread', 'process')},
+    **{f'pool of {size}': ('blocking_server.py', '--mode', 'pool', '--pool-size', str(size))
+       for size in (1, 2, 4, 16)},
     'non-blocking': ('nonblocking_server.py',),
     'non-blocking 20 ms': ('nonblocking_server.py', '--pause', '0.02'),
     'select': ('select_server.py',),
     **{f'selectors {kind}': ('selectors_server.py', '--suffix=', '--selector', kind)
-       for kind in ('select', 'poll', 'epoll', 'kqueue', 'devpoll') if hasattr(select, kind)},
-    'asyncio': ('async_server.py', '--engine', 'asyncio'),
-    'io_uring': ('async_server.py', '--engine', 'io_uring'),
-    'socketserver serial': ('socketserver_server.py', '--reply', 'upper', '--mode', 'serial'),
-    'socketserver thread': ('socketserver_server.py', '--reply', 'upper', '--mode', 'thread'),
-    'socketserver process': ('socketserver_server.py', '--reply', 'upper', '--mode', 'process'),
+       for kind in reversed(SELECTORS)},
+    **{engine: ('async_server.py', '--engine', engine) for engine in ('asyncio', 'io_uring')},
+    **{f'socketserver {mode}': ('socketserver_server.py', '--reply', 'upper', '--mode', mode)
+       for mode in ('serial', 'thread', 'process')},
 }
 
 
@@ -348,7 +344,10 @@ def machine():
     """Return what the figures depend on."""
     python = f'{platform.python_implementation()} {platform.python_version()}'
     gil = '' if HAS_GIL else ' without a GIL'
-    system = f'{platform.system()} {platform.release()} {platform.machine()}'
+    if os.name == 'posix':
+        system = '{0.sysname} {0.release}'.format(os.uname())
+    else:
+        system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
     shared = '1 processor, shared by all' if PROCESSORS == 1 else f'{PROCESSORS} processors'
     return f'{python}{gil}, {system}, {shared}'
 
@@ -366,27 +365,32 @@ def raise_file_limit():
     return soft if soft >= 0 else 1 << 20
 
 
-def process_tree(pid):
-    """Return PID and its children (the servers have no grandchildren)."""
-    children = []
-    for each in filter(str.isdigit, os.listdir('/proc')):
-        with contextlib.suppress(OSError):      # it has just ended
-            if int(proc_stat(each)[1]) == pid:
-                children.append(int(each))
-    return [pid] + children
-
-
 def proc_stat(pid):
     """Return the fields of /proc/PID/stat after the name, which may contain anything (proc(5))."""
     with open(f'/proc/{pid}/stat', errors='replace') as file:
         return file.read().rpartition(')')[2].split()
 
 
+def process_tree(pid):
+    """Return PID and its children (the servers have no grandchildren)."""
+    return [pid] + find_processes(lambda each: int(proc_stat(each)[1]) == pid)
+
+
+def find_processes(wanted):
+    """Return the processes for which WANTED(pid) is true, of those that we may look at."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir('/proc') if HAS_PROC else [])):
+        with contextlib.suppress(OSError):      # another user's, or it has just ended
+            if wanted(pid):
+                found.append(pid)
+    return found
+
+
 def total(pid, count):
     """Return the sum of COUNT(process) for PID and its children."""
     found = 0
     for each in process_tree(pid):
-        with contextlib.suppress(OSError):          # it has just ended
+        with contextlib.suppress(OSError):      # it has just ended
             found += count(each)
     return found
 
@@ -394,14 +398,9 @@ def total(pid, count):
 def cpu_seconds(pid):
     """Return the seconds of CPU that PID and its children have used, those that have ended
     included. Raises OSError if PID has ended, or is another user's."""
-    reaped = sum(map(int, proc_stat(pid)[13:15]))
-    return reaped / os.sysconf('SC_CLK_TCK') + total(pid, cpu_clock)
-
-
-def cpu_clock(pid):
-    """Return the seconds of CPU of one process; clock_getcpuclockid(3) of Linux encodes its clock
-    this way."""
-    return time.clock_gettime(~pid << 3 | 2)
+    reaped = sum(map(int, proc_stat(pid)[13:15])) / os.sysconf('SC_CLK_TCK')
+    # clock_getcpuclockid(3) of Linux encodes the CPU clock of a process this way
+    return reaped + total(pid, lambda each: time.clock_gettime(~each << 3 | 2))
 
 
 def memory_bytes(pid):
@@ -424,13 +423,13 @@ def seconds_waited(pid='self'):
         return int(file.read().split()[1]) / 1e9
 
 
-def kernel_sockets(table):
-    """Return /proc/net/tcp or tcp6 as it is, '' if there is none (proc_net_tcp of Linux)."""
-    try:
-        with open(f'/proc/net/{table}') as file:
-            return file.read()
-    except OSError:
-        return ''
+def find_sockets(pattern):
+    """Return what the groups of PATTERN match in /proc/net/tcp and tcp6 (proc_net_tcp of Linux)."""
+    found = []
+    for table in 'tcp', 'tcp6':
+        with contextlib.suppress(OSError), open(f'/proc/net/{table}') as file:
+            found += re.findall(pattern, file.read())
+    return found
 
 
 def kernel_addresses(address):
@@ -438,45 +437,31 @@ def kernel_addresses(address):
     and on a socket that takes IPv6 too 0000000000000000FFFF00000100007F:0050."""
     family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
     host = socket.inet_pton(family, address[0].partition('%')[0])       # fe80::1%eth0
-    hosts = [host] if family == socket.AF_INET6 else [host, bytes(10) + b'\xff\xff' + host]
-    words = [''.join(f'{word:08X}' for word in struct.unpack(f'={len(host) // 4}I', host))
-             for host in hosts]
-    return f'(?:{"|".join(words)}):{address[1]:04X}'
+    words = ''.join(f'{word:08X}' for word in struct.unpack(f'={len(host) // 4}I', host))
+    if family == socket.AF_INET:
+        words = f'(?:0000000000000000{socket.htonl(0xffff):08X})?{words}'
+    return f'{words}:{address[1]:04X}'
 
 
 def receive_queue(server_address, client_address):
     """Return Recv-Q of ss(8) at the server's side: the bytes that it has not received yet. None
     if there is no such connection."""
-    row = re.compile(f'{kernel_addresses(server_address)} {kernel_addresses(client_address)} '
-                     r'\w\w \w+:(\w+)')
-    match = row.search(kernel_sockets('tcp')) or row.search(kernel_sockets('tcp6'))
-    return int(match[1], 16) if match else None
+    found = find_sockets(f': {kernel_addresses(server_address)} '
+                         rf'{kernel_addresses(client_address)} \w\w \w+:(\w+)')
+    return int(found[0], 16) if found else None
 
 
-def socket_inodes(address, state):
-    """Return the inode numbers of the sockets at a (pattern of an) address in this state."""
-    row = re.compile(rf': {address} \w+:\w+ {state}(?: +\S+){{5}} +(\d+)')
-    return [inode for table in ('tcp', 'tcp6') for inode in row.findall(kernel_sockets(table))]
-
-
-def holders(wanted):
-    """Return the processes that hold the sockets with these inode numbers."""
-    links = {f'socket:[{inode}]' for inode in wanted}
-    found = set()
-    for pid in filter(str.isdigit, os.listdir('/proc')):
-        with contextlib.suppress(OSError):          # another user's, or it has just ended
-            if any(os.readlink(f'/proc/{pid}/fd/{fd}') in links
-                   for fd in os.listdir(f'/proc/{pid}/fd')):
-                found.add(int(pid))
-    return found
+def holders(address, state):
+    """Return the processes that hold a socket at a (pattern of an) address in this state."""
+    inodes = find_sockets(rf': {address} \w+:\w+ {state}(?: +\S+){{5}} +(\d+)')
+    links = {f'socket:[{inode}]' for inode in inodes}
+    return find_processes(lambda pid: any(os.readlink(f'/proc/{pid}/fd/{fd}') in links
+                                          for fd in os.listdir(f'/proc/{pid}/fd')))
 
 
 def listeners_cpu(address):
     """Return {pid: CPU seconds} of all that listen on that port number, whatever the address."""
-    if not HAS_PROC:
-        return {}
-    return {pid: cpu_seconds(pid)
-            for pid in holders(socket_inodes(rf'\w+:{address[1]:04X}', LISTENS))}
+    return {pid: cpu_seconds(pid) for pid in holders(rf'\w+:{address[1]:04X}', LISTENS)}
 
 
 def server_cpu(address, before):
@@ -485,11 +470,10 @@ def server_cpu(address, before):
     Raises LookupError with the reason why that is not known."""
     if not HAS_PROC:
         raise LookupError('only Linux tells')
+    pattern = kernel_addresses(address)
     try:
-        pattern = kernel_addresses(address)
         found = {pid if pid in before else int(proc_stat(pid)[1])
-                 for pid in holders(socket_inodes(pattern, CONNECTED))}
-        found = found or holders(socket_inodes(pattern, LISTENS))
+                 for pid in holders(pattern, CONNECTED) or holders(pattern, LISTENS)}
         if not found or not found <= set(before):
             raise LookupError("no process of ours listens there: another machine's or user's?")
         return sum(cpu_seconds(pid) - before[pid] for pid in found)
@@ -497,20 +481,21 @@ def server_cpu(address, before):
         raise LookupError('the server has ended') from None
 
 
-def handle_signals(handler):
-    """Install HANDLER for the signals that end us, except ignored ones. Return those before."""
-    if threading.current_thread() is not threading.main_thread():
-        return {}               # only the main thread gets signals
-    numbers = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP')
-               if hasattr(signal, name)]        # Windows has no SIGHUP
-    return {number: signal.signal(number, handler) for number in numbers
-            if signal.getsignal(number) not in (signal.SIG_IGN, None)}
-
-
 def know_statuses():
     """Take SIGCHLD back if our parent ignored it: else nobody learns how our processes ended."""
     if hasattr(signal, 'SIGCHLD'):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
+def handle_signals(handler):
+    """Install HANDLER for the signals that end us, except ignored ones. Return those before."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():       # only it gets signals
+        for name in 'SIGINT', 'SIGTERM', 'SIGHUP':
+            number = getattr(signal, name, None)        # Windows has no SIGHUP
+            if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, handler)
+    return before
 
 
 def exit_by_signal(number, frame):
@@ -607,13 +592,6 @@ class Server(contextlib.AbstractContextManager):
         self.stop()
 
 
-def stop_servers():
-    """Stop all that are left, whatever happens. From here on a signal must not disturb us."""
-    handle_signals(lambda number, frame: None)
-    for server in list(Server.running):
-        server.stop()
-
-
 class Disturbance:
     """What disturbs us from now until `stop`. Then there are, as shares of the time of the
     processors that we may use (0 where /proc is not known):
@@ -625,12 +603,12 @@ class Disturbance:
     """
 
     def __init__(self):
-        self.servers = self.others = self.idle = self.waited = 0
+        self.servers = 0
         self.start = self.look()
 
     def look(self):
-        """Return the seconds until now: of the clock, used, idle, ours, waited."""
-        now = time.perf_counter()
+        """Return the seconds until now: of all processors, used, idle, ours, waited."""
+        now = time.perf_counter() * PROCESSORS
         if not HAS_PROC:
             return now, 0, 0, 0, 0
         names = {f'cpu{number}' for number in os.sched_getaffinity(0)}
@@ -643,15 +621,13 @@ class Disturbance:
         for server in list(Server.running):
             with contextlib.suppress(OSError):      # it has ended
                 ours += cpu_seconds(server.pid)
-        return now, used, idle, ours, seconds_waited()
+        return now, used, idle, ours, seconds_waited() * PROCESSORS
 
     def stop(self):
         """Measure, and return self."""
-        passed, used, idle, ours, waited = (now - before for now, before
-                                            in zip(self.look(), self.start))
-        self.others = max(0, used - ours - self.servers) / (passed * PROCESSORS)
-        self.idle = idle / (passed * PROCESSORS)
-        self.waited = waited / passed
+        passed, *times = [now - before for now, before in zip(self.look(), self.start)]
+        used, self.idle, ours, self.waited = [seconds / passed for seconds in times]
+        self.others = max(0, used - ours - self.servers / passed)
         return self
 
     @property
@@ -674,6 +650,7 @@ class Disturbance:
 # Messages are pieces of these random bytes: hardly any two are alike.
 PAYLOAD = random.Random(1).getrandbits(8 << 20).to_bytes(1 << 20, 'little')
 AS_LETTERS = bytes(ord('a') + byte % 26 for byte in range(256))     # --text: one for each byte
+PERCENTILES = {'p50': 0.5, 'p95': 0.95, 'p99': 0.99, 'p99_9': 0.999, 'max': 1}
 
 
 class Load:
@@ -686,98 +663,88 @@ class Load:
     that each connection had sent ("coordinated omission", Gil Tene).
     """
 
-    def __init__(self, loop, address, size=64, reconnect=False, rate=0, text=False, most=math.inf):
+    def __init__(self, loop, address, size=64, reconnect=False, rate=0, text=False,
+                 most=sys.maxsize):
         self.loop = loop
         self.address = address
         self.size = size
         self.reconnect = reconnect
         self.rate = rate
         self.most = most
-        self.last = b'\n' if text else b''
-        self.payload = PAYLOAD * math.ceil(2 * size / len(PAYLOAD))
+        self.pieces = itertools.count()         # of the payload: each message is the next
+        payload = bytearray(PAYLOAD * math.ceil(size / len(PAYLOAD)))
         if text:
-            self.payload = self.payload.translate(AS_LETTERS)
-        self.upper = self.payload.upper()
-        self.starts = itertools.count(1)
-        self.turns = []         # how many requests each connection has begun
-        self.begun = {}         # connection: when its open request began, or was due
-        self.answered = set()   # connections that have had an answer
-        self.idle = self.lost = 0       # connections that have sent all; that have ended
+            payload = payload.translate(AS_LETTERS)
+            payload[size - 1::size] = b'\n' * (len(payload) // size)
+        self.payload = memoryview(payload)
+        self.upper = bytes(payload).upper()
+        self.due = time.perf_counter()      # in an open loop, the last request that was taken
+        self.count = 0          # connections, which are numbered
+        self.begun = {}         # connection: when its open request began, or is due
+        self.answered = set()   # connections that have had an answer, or expect none
+        self.lost = set()       # connections that have ended
         self.errors = collections.Counter()
         self.first_wrong = ''
-        self.lateness = collections.Counter()       # of our timer: {seconds: how often}
-        self.forget()
-
-    def forget(self):
-        """Measure anew. Requests that are open stay open."""
-        self.latencies = collections.Counter()      # {seconds of three digits: how often}
-        self.done = self.slowest = 0
+        self.latencies = collections.Counter()      # {bucket: how often}
 
     def open(self, count):
-        """Open COUNT connections more."""
-        self.start = time.perf_counter()        # of the open loop
-        first = len(self.turns)
-        self.turns += [0] * count
-        for number in range(first, first + count):
-            self.connect(number)
+        """Open COUNT more connections."""
+        self.due = time.perf_counter()
+        first = self.count
+        self.count += count
+        with signals_wait():        # or a Ctrl-C now could leave a socket that nobody closes
+            for number in range(first, self.count):
+                self.open_one(number)
 
-    def connect(self, number):
-        sock = new_socket(self.address)
-        self.loop.start(sock, self.client(sock, number))
+    def open_one(self, number):
+        sock = socket.socket(socket.AF_INET6 if ':' in self.address[0] else socket.AF_INET)
+        sock.setblocking(False)
+        self.loop.start(sock, self.connection(sock, number))
 
-    def settle(self, seconds=5):
-        """Run the loop until all are idle or lost, or for so many seconds."""
-        end = time.perf_counter() + seconds
-        while self.idle + self.lost < len(self.turns) and time.perf_counter() < end:
-            self.loop.run(min(end, time.perf_counter() + 0.01))
+    def settle(self):
+        """Run the loop until each connection is answered or lost, at most for 5 seconds."""
+        end = time.perf_counter() + 5
+        while len(self.answered | self.lost) < self.count and time.perf_counter() < end:
+            self.loop.run(time.perf_counter() + 0.01)
 
-    def client(self, sock, number):
+    def connection(self, sock, number):
         """Be one connection. With --reconnect another one takes its place after each answer."""
         try:
             yield from self.begin(number)
             yield from open_connection(sock, self.address)
-            while number in self.begun:
+            for _ in range(self.most):
                 yield from self.exchange(sock, number)
                 if self.reconnect:
-                    self.connect(number)
+                    self.open_one(number)
                     return
                 yield from self.begin(number)
+            del self.begun[number]
+            self.answered.add(number)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)   # no TIME_WAIT
-            self.idle += 1
             yield READ          # it waits for nothing: ready means that the server has closed it
-            self.idle -= 1
             raise ConnectionError('closed by the server')
         except OSError as error:
             self.begun.pop(number, None)
             self.errors[reason(error)] += 1
-            self.lost += 1
+            self.lost.add(number)
         finally:
             self.loop.forget(sock)
             sock.close()
 
     def begin(self, number):
-        """Note that a request begins; in an open loop, wait until it is due."""
-        if self.turns[number] == self.most:
-            return
-        moment = time.perf_counter()
-        if self.rate:
-            due = self.due(number)
-            if due > moment:
-                yield due
-                self.lateness[three_digits(time.perf_counter() - due)] += 1
-            moment = due
-        self.begun[number] = moment
-        self.turns[number] += 1
-
-    def due(self, number):
-        """Return when the next request of a connection is due. The connections take turns."""
-        return self.start + (self.turns[number] * len(self.turns) + number + 1) / self.rate
+        """Begin a request: now, or in an open loop when the next is due. Return the moments that
+        must be waited for: that one, or none."""
+        now = self.begun[number] = time.perf_counter()
+        if not self.rate:
+            return ()
+        self.due += 1 / self.rate
+        self.begun[number] = self.due
+        return (self.due,) if self.due > now else ()
 
     def exchange(self, sock, number):
         """Send a message, and check its answer."""
-        start = next(self.starts) * 7919 % (len(self.payload) - self.size + 1)
-        end = start + self.size - len(self.last)
-        unsent = memoryview(self.payload[start:end] + self.last)
+        start = next(self.pieces) % (len(self.payload) // self.size) * self.size
+        unsent = self.payload[start:start + self.size]
         received = bytearray()
         while len(received) < self.size:
             if unsent:
@@ -793,19 +760,13 @@ class Load:
             if not data:
                 raise ConnectionError('closed by the server')
             received += data
-        self.note_answer(number, received, self.upper[start:end] + self.last)
-
-    def note_answer(self, number, received, expected):
-        """Count an answer, if it is right."""
-        latency = three_digits(time.perf_counter() - self.begun.pop(number))
+        latency = time.perf_counter() - self.begun[number]
         self.answered.add(number)
-        if received != expected:
+        expected = self.upper[start:start + self.size]
+        if received == expected:
+            self.latencies[bucket(latency)] += 1
+        else:
             self.note_wrong(received, expected)
-            return
-        self.done += 1
-        self.latencies[latency] += 1
-        if latency > self.slowest:
-            self.slowest = latency
 
     def note_wrong(self, received, expected):
         """Count a wrong answer, and describe the first. Where one is too long, nobody knows where
@@ -821,42 +782,56 @@ class Load:
             raise ConnectionError('wrong answer')
         self.errors['wrong answer'] += 1
 
-    def waits(self, end):
-        """Return for how long each open request has waited at END, and each that was due and has
-        not been sent."""
-        open_ones = [end - moment for moment in self.begun.values()]
-        not_sent = []
-        for number in range(len(self.turns)):
-            while self.rate and self.due(number) <= end:
-                not_sent.append(end - self.due(number))
-                self.turns[number] += 1
-        return open_ones, not_sent
+    def report(self, end):
+        """Return what was measured. A request that is not answered, or not sent, counts only if
+        it has waited longer than the slowest that was answered."""
+        waits = [end - begun for begun in self.begun.values() if begun <= end]
+        due = int((end - self.due) * self.rate)         # since that one
+        not_sent = [end - self.due - number / self.rate for number in range(1, due + 1)]
+        slowest = max(self.latencies, default=-math.inf)
+        latencies = self.latencies + collections.Counter(
+            wait for wait in map(bucket, waits + not_sent) if wait > slowest)
+        never = [number for number in range(self.count)
+                 if number not in self.answered and self.begun.get(number, 0) <= end]
+        report = {f'{name}_ms': in_ms(percentile(latencies, share))
+                  for name, share in PERCENTILES.items()}
+        report.update(requests=sum(self.latencies.values()), open_requests=len(waits),
+                      longest_open_ms=in_ms(max(waits, default=0)), due_not_sent=len(not_sent),
+                      never_answered=len(never), errors=self.errors, first_wrong=self.first_wrong,
+                      client_late_ms=in_ms(percentile(self.loop.lateness, 0.5)))
+        return report
 
 
-def three_digits(seconds):
-    return float(f'{seconds:.2e}')
+def bucket(seconds):
+    """Return the number of the bucket of a histogram: each is 0.1 % longer than the one before."""
+    return int(1000 * math.log(seconds or 1e-9))
 
 
 def percentile(counts, share):
-    """Return the value that SHARE of them did not exceed, from {value: count}; None of none."""
+    """Return the seconds that SHARE of them did not exceed, from {bucket: count}; None of none."""
     rank = math.ceil(share * sum(counts.values()))
-    for value in sorted(counts):
-        rank -= counts[value]
+    for number in sorted(counts):
+        rank -= counts[number]
         if rank <= 0:
-            return value
+            return math.exp(number / 1000)
     return None
+
+
+def in_ms(seconds):
+    return None if seconds is None else seconds * 1e3
 
 
 def load(args):
     """Load a server, and report.
 
-    A message is --size random bytes; with --text it is letters and a newline, for servers
-    of lines. The answer that is expected is the same bytes in upper case (ASCII letters
-    only), so of the same length. Each is checked byte for byte.
+    A message is --size random bytes; with --text it is letters and a newline, for
+    servers of lines. The answer that is expected is the same bytes in upper case
+    (ASCII letters only), so of the same length. Each is checked byte for byte.
+    Each connection sends its next message when it has its answer (a closed loop).
 
-    Each connection sends its next message when it has its answer (a closed loop). With
-    --rate messages are due at fixed times instead (an open loop), and a latency counts
-    from then on. So a server that stands still answers for all whom it keeps waiting.
+    With --rate messages are due at fixed times instead (an open loop), and a
+    latency counts from then on: a server that stands still answers for all that
+    it keeps waiting.
     """
     needed = args.connections + args.idle + 20
     limit = raise_file_limit()
@@ -869,130 +844,116 @@ def load(args):
         idle = Load(loop, address, most=0)
         idle.open(args.idle)
         idle.settle()
-        busy = Load(loop, address, args.size, args.reconnect, args.rate, args.text)
-        report, status = measure_load(busy, idle, args)
+        active = Load(loop, address, args.size, args.reconnect, args.rate, args.text)
+        report, status = measure_load(active, args)
+        for error, count in idle.errors.items():
+            report['errors'][f'idle connections: {error}'] = count
     print(json.dumps(report) if args.json else format_load(report, args), flush=True)
     bad = report['errors'] or report['never_answered'] or not report['requests']
     return status or (1 if bad else 0)
 
 
-def measure_load(busy, idle, args):
-    """Run a load for --seconds, or until a signal. Return the report and the exit status."""
-    before = listeners_cpu(busy.address)
+def run_load(active, args, start):
+    """Run a load for --seconds, or until a signal. Return the exit status."""
+    now = start
+    try:
+        active.open(args.connections)
+        while now < start + args.seconds and len(active.lost) < active.count:
+            active.loop.run(min(start + args.seconds, now + 0.5))
+            now = time.perf_counter()
+            rate = sum(active.latencies.values()) / (now - start)
+            show_progress(f'{now - start:5.1f} s  {rate:9.0f} requests/s')
+    except SystemExit as stop:      # Ctrl-C
+        return stop.code
+    return 0
+
+
+def measure_load(active, args):
+    """Run a load. Return the report, by the names of --json, and the exit status."""
+    before = listeners_cpu(active.address)
     watch = Disturbance()
     start = time.perf_counter()
     own = time.process_time()
-    status = 0
-    try:
-        busy.open(args.connections)
-        run_and_show(busy, start, start + args.seconds)
-    except SystemExit as stop:      # Ctrl-C
-        status = stop.code
-    end = time.perf_counter()
+    status = run_load(active, args, start)
+    seconds = time.perf_counter() - start
     own = time.process_time() - own
     show_progress('')
-    busy.errors.update({f'idle connections: {error}': count
-                        for error, count in idle.errors.items()})
-    report = make_report(busy, args, start, end)
-    report.update(costs(busy, before, watch, own, end - start), errors=busy.errors,
-                  first_wrong=busy.first_wrong, interrupted=status != 0)
+    report = {name: getattr(args, name) for name in ('connections', 'idle', 'size', 'reconnect',
+                                                     'rate', 'text')}
+    report.update(active.report(start + seconds), seconds=seconds, interrupted=status != 0)
+    requests = report['requests']
+    report.update(server_cost(active.address, before, watch, requests),
+                  requests_per_second=requests / seconds,
+                  client_cpu_us_per_request=own / requests * 1e6 if requests else None,
+                  client_cpu_percent=100 * own / seconds)
     return report, status
 
 
-def run_and_show(busy, start, end):
-    """Run the loop until END, and show the rate twice a second."""
-    now = start
-    while now < end and (busy.loop.timers or busy.loop.sel.get_map()):
-        busy.loop.run(min(end, now + 0.5))
-        now = time.perf_counter()
-        show_progress(f'{now - start:5.1f} s  {busy.done / (now - start):9.0f} requests/s')
-
-
-def show_progress(words, end='\r'):
+def show_progress(words):
     """Show one line of progress in place of the last, on a terminal, of its width."""
     if sys.stderr.isatty():
         width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
-        print(f'\r{words[:width]:<{width}}', end=end, file=sys.stderr, flush=True)
+        print(f'\r{words[:width]:<{width}}', end='\r', file=sys.stderr, flush=True)
 
 
-def make_report(busy, args, start, end):
-    """Return what a load has measured, by the names of --json. A request that is not answered, or
-    not sent, counts only if it has waited longer than the slowest that was answered."""
-    open_ones, not_sent = busy.waits(end)
-    late = [three_digits(wait) for wait in open_ones + not_sent if wait > busy.slowest]
-    latencies = busy.latencies + collections.Counter(late)
-    report = {name: getattr(args, name) for name in ('connections', 'idle', 'size', 'reconnect',
-                                                     'rate', 'text')}
-    for name, share in PERCENTILES.items():
-        report[f'{name}_ms'] = in_ms(percentile(latencies, share))
-    never = [number for number, turns in enumerate(busy.turns)
-             if number not in busy.answered and (turns or not args.rate)]
-    report.update(seconds=end - start, requests=busy.done,
-                  requests_per_second=busy.done / (end - start),
-                  max_ms=in_ms(max([busy.slowest, *late])), open_requests=len(open_ones),
-                  longest_open_ms=in_ms(max([0, *open_ones])), due_not_sent=len(not_sent),
-                  never_answered=len(never),
-                  client_late_ms=in_ms(percentile(busy.lateness, 0.5)))
+def server_cost(address, before, watch, requests):
+    """Return the server's CPU and what other programs used; None if not known, and why."""
+    report = {'server_cpu_us_per_request': None, 'others_percent': None, 'disturbed': '',
+              'not_known': ''}
+    try:
+        watch.servers = server_cpu(address, before)
+        report.update(others_percent=100 * watch.stop().others, disturbed=watch.words())
+        if requests:
+            report['server_cpu_us_per_request'] = watch.servers / requests * 1e6
+    except LookupError as error:
+        report['not_known'] = str(error)
     return report
 
 
-PERCENTILES = {'p50': 0.5, 'p95': 0.95, 'p99': 0.99, 'p99_9': 0.999}
-
-
-def in_ms(seconds):
-    return None if seconds is None else seconds * 1e3
-
-
-def costs(busy, before, watch, own, seconds):
-    """Return the CPU of server and client, and what other programs used; None where that is not
-    known, and why: `not_known`."""
-    found = {'client_cpu_us_per_request': own / busy.done * 1e6 if busy.done else None,
-             'client_cpu_percent': 100 * own / seconds, 'server_cpu_us_per_request': None,
-             'others_percent': None, 'disturbed': '', 'not_known': ''}
-    try:
-        watch.servers = server_cpu(busy.address, before)
-    except LookupError as error:
-        found['not_known'] = str(error)
-        return found
-    found['others_percent'] = 100 * watch.stop().others
-    found['disturbed'] = watch.words()
-    if busy.done:
-        found['server_cpu_us_per_request'] = watch.servers / busy.done * 1e6
-    return found
+def counted(number, noun):
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
 def format_load(report, args):
-    """Return the report of a load for people."""
+    """Return the report of a load for people, in lines of 80 columns."""
     kind = f'open loop, {args.rate:g} a second' if args.rate else 'closed loop'
-    head = [f'{args.connections} connections, {args.idle} idle, {args.size} bytes, '
-            f'{report["seconds"]:.1f} s, {kind}']
     if args.reconnect:
-        head.append('a new connection for each request')
+        kind += ', a new connection for each request'
     if report['interrupted']:
-        head.append('interrupted')
+        kind += ', interrupted'
+    errors = [f'{count} x {error}' for error, count in report['errors'].items()]
+    if report['never_answered']:
+        errors.append(f'{counted(report["never_answered"], "connection")} never got an answer')
+    rows = [(f'{args.host}, port {args.port}: ',
+             f'{counted(args.connections, "connection")}, {args.idle} idle, '
+             f'{counted(args.size, "byte")}, {report["seconds"]:.1f} s, {kind}'),
+            ('', report['disturbed']),
+            *speed_rows(report, args),
+            ('open', f'{counted(report["open_requests"], "request")} at the end, '
+             f'the longest for {report["longest_open_ms"]:.2f} ms'),
+            ('errors', ', '.join(errors) or 'none'),
+            ('', report['first_wrong'])]
+    return '\n'.join(textwrap.fill(f'{name:<11}{words}', 80, subsequent_indent=' ' * 11)
+                     for name, words in rows if words)
+
+
+def speed_rows(report, args):
+    """Yield the rows on requests, latency and CPU."""
     rate = f'{report["requests"]}: {report["requests_per_second"]:.0f} a second'
     if args.rate:
-        rate += (f'; {report["due_not_sent"]} were due and not sent; '
+        rate += (f'; due and not sent: {report["due_not_sent"]}; '
                  f'the timer was {report["client_late_ms"] or 0:.2f} ms late')
-    lines = [(f'port {args.port}', ', '.join(head)), ('', report['disturbed']), ('requests', rate)]
-    if report['p50_ms'] is not None:
-        lines.append(('latency', ', '.join(
-            f'{name.replace("_", ".")} {report[name + "_ms"]:.2f}'
-            for name in [*PERCENTILES, 'max']) + ' ms'))
+    yield 'requests', rate
+    if report['max_ms'] is not None:
+        yield 'latency', ', '.join(f'{name.replace("_", ".")} {report[name + "_ms"]:.2f}'
+                                   for name in PERCENTILES) + ' ms'
     if report['requests']:
         server = report['server_cpu_us_per_request']
         words = f'not known: {report["not_known"]}' if server is None else f'{server:.1f} us'
         client = f'{report["client_cpu_us_per_request"]:.1f} us'
-        lines.append(('CPU', f'per request: server {words}; this client {client}'))
-        if report['client_cpu_percent'] > 90:
-            lines.append(('', 'this client kept a processor busy, so it limits the rate'))
-    lines.append(('open', f'{report["open_requests"]} requests at the end, the longest for '
-                  f'{report["longest_open_ms"]:.2f} ms'))
-    errors = [f'{count} x {error}' for error, count in report['errors'].items()]
-    if report['never_answered']:
-        errors.append(f'{report["never_answered"]} connections never got an answer')
-    lines += [('errors', ', '.join(errors) or 'none'), ('', report['first_wrong'])]
-    return '\n'.join(f'{name:<11}{words}' for name, words in lines if words)
+        yield 'CPU', f'per request: server {words}; this client {client}'
+    if report['client_cpu_percent'] > 90:
+        yield '', 'this client kept a processor busy, so it limits the rate'
 
 
 # ---- pictures are rows, lists of (kind, words): paint, print_rows, draw_rows, write_svg ----
@@ -1073,8 +1034,10 @@ def draw_part(x, y, kind, words):
 
 
 def write_svg(path, document):
-    """Put DOCUMENT in the place of the file at PATH, whole or not at all. None: only see that
-    this can be done. Exits with status 1 and the reason if it cannot."""
+    """Put DOCUMENT in the place of the file at PATH, if one is wanted, whole or not at all. None:
+    only see that this can be done. Exits with status 1 and the reason if it cannot."""
+    if path is None:
+        return
     special = os.path.exists(path) and not os.path.isfile(path)     # such as /dev/stdout
     path = path if special else os.path.realpath(path)
     part = path if special else path + '.part'
@@ -1094,17 +1057,16 @@ def write_svg(path, document):
 class Client(threading.Thread):
     """A client that follows a script: section 1 of the notes, a thread and a blocking socket. It
     connects, asks, and notes when; all moments are seconds since BEGIN. After its answer it stays
-    for STAY seconds, or until all its COMPANIONS (a threading.Barrier) have theirs."""
+    until all its COMPANIONS (a threading.Barrier) have theirs, or that takes too long."""
+    connected = asked = replied = port = None
+    error = ''
 
-    def __init__(self, address, begin, script, companions, stay):
+    def __init__(self, address, begin, script, companions):
         super().__init__(daemon=True)
         self.address = address
         self.begin = begin
         self.connects, self.asks = script
         self.companions = companions
-        self.stay = stay
-        self.connected = self.asked = self.replied = self.port = None
-        self.error = ''
 
     def run(self):
         try:
@@ -1119,7 +1081,7 @@ class Client(threading.Thread):
                     raise OSError('the server did not answer HELLO')
                 self.replied = self.now()
                 with contextlib.suppress(threading.BrokenBarrierError):
-                    self.companions.wait(self.stay)
+                    self.companions.wait()
         except OSError as error:
             self.error = reason(error)
 
@@ -1131,10 +1093,10 @@ class Client(threading.Thread):
 
 
 def play(server, scripts, stay=0.03):
-    """Start a client for each (connects at, asks at) of SCRIPTS, and return them."""
-    companions = threading.Barrier(len(scripts))
+    """Start a client for each (connects at, asks at) of SCRIPTS, which stays for at most STAY."""
+    companions = threading.Barrier(len(scripts), timeout=stay)
     begin = time.perf_counter() + 0.005
-    clients = [Client(server.address, begin, script, companions, stay) for script in scripts]
+    clients = [Client(server.address, begin, script, companions) for script in scripts]
     for client in clients:
         client.start()
     return clients
@@ -1160,6 +1122,14 @@ def noting(failed, key):
         failed[key] = repr(error)
 
 
+def draw_server(name, model, options, draw):
+    """Return the row of a server: what DRAW returns while it runs, or why that is missing."""
+    failed = {}
+    with noting(failed, name), Server(*MODELS[model], *options) as server:
+        return [('', f'{name:<13}'), *draw(server)]
+    return missing_row(name, failed[name])
+
+
 def missing_row(name, why):
     return [('', f'{name[:12]:<13}'), ('', f'missing: {why}'[:66])]
 
@@ -1170,7 +1140,7 @@ READS = [           # name, model, what its trace says of the read, the words fo
     ('non-blocking', 'non-blocking', r'recv +asked (\d+) times.*?copied in (\S+ \w+): 5',
      'asked {} times, copied in {}'),
     ('select', 'select', WAIT_AND_COPY, 'select {}, recv {}'),
-    ('selectors', f'selectors {BEST}', WAIT_AND_COPY, BEST + ' {}, recv {}'),
+    ('selectors', SELECTOR, WAIT_AND_COPY, BEST + ' {}, recv {}'),
     ('asyncio', 'asyncio', r'recv +((?:ready|in place)[^:]*): 5', '{}'),
     ('io_uring', 'io_uring', r'recv +(in place[^:]*): 5', '{}'),
 ]
@@ -1182,13 +1152,9 @@ def one_read():
             [('', f'{"":13}0        0.1      0.2      0.3 s')],
             [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3, 'waits for the data')], 0.3, 27),
              ('copy', '#'), ('', '  copy: too short for this scale')]]
-    failed = {}
     for name, model, pattern, words in READS:
-        with noting(failed, name), Server(*MODELS[model], '--trace') as server:
-            row = read_row(*watch_one_read(server), pattern, words)
-            rows.append([('', f'{name:<13}'), *row])
-        if name in failed:
-            rows.append(missing_row(name, failed[name]))
+        rows.append(draw_server(name, model, ['--trace'], lambda server: read_row(
+            *watch_one_read(server), pattern, words)))
     return rows
 
 
@@ -1215,11 +1181,10 @@ def read_row(client, states, trace, pattern, words):
     label = words.format(*match.groups())
     if not states:          # not Linux: what the trace says
         states = [(client.connected, 'R' if 'asked' in label else 'S')]
-    ends = [now for now, state in states[1:]] + [client.asked]
     phases = []
-    for (now, state), end in zip(states, ends):
+    for now, state in states:       # the next paints over what is not its own
         kind = 'asks' if state == 'R' else 'asleep'
-        phases.append((kind, now, end, kind))
+        phases.append((kind, now, client.asked, kind))
     copy = ('', ' ') if 'in place' in label else ('copy', '#')
     return [*paint(phases, 0.3, 27), copy, ('', f'  {label}')]
 
@@ -1230,18 +1195,15 @@ HELLO = 0.1                 # seconds after B has asked: A says hello
 
 def who_copies():
     """Return the rows of the second picture."""
-    rows = [[('title', 'Who copies while the process computes for B? A says hello at 0.1 s')],
-            [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')]]
+    title = [('title', 'Who copies while the process computes for B? A says hello at 0.1 s')]
     if not HAS_PROC:
-        return rows[:1] + [[('', 'This needs Recv-Q of /proc/net/tcp, which only Linux has.')]]
-    failed = {}
-    for name, model, *_ in READS[1:]:
-        with noting(failed, name), Server(*MODELS[model], '--work', str(COMPUTE)) as server:
-            rows.append([('', f'{name:<13}'), *bytes_row(*look_at_bytes(server))])
-        if name in failed:
-            rows.append(missing_row(name, failed[name]))
-    return rows + [[('', f'{"":13}'), ('socket', 's'), ('', ' in the socket (Recv-Q 5)   '),
-                    ('memory', 'm'), ('', " in the process's memory")]]
+        return [title, [('', 'This needs Recv-Q of /proc/net/tcp, which only Linux has.')]]
+    rows = [draw_server(name, model, ['--work', str(COMPUTE)],
+                        lambda server: bytes_row(*look_at_bytes(server)))
+            for name, model, *_ in READS[1:]]
+    return [title, [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')], *rows,
+            [('', f'{"":13}'), ('socket', 's'), ('', ' in the socket (Recv-Q 5)   '),
+             ('memory', 'm'), ('', " in the process's memory")]]
 
 
 def look_at_bytes(server):
@@ -1267,19 +1229,23 @@ def share_in_socket(hello, left, done):
 
 def bytes_row(hello, left, done):
     """Return the parts of a row."""
-    phases = [('wait', 0, hello, ''), ('socket', hello, left, ''), ('memory', left, 0.4, '')]
-    copier = 'the kernel, meanwhile' if share_in_socket(hello, left, done) < 0.5 else (
-        'recv, when it is back')
+    phases = [('wait', 0, hello, ''), ('memory', left, 0.4, ''), ('socket', hello, left, '')]
+    kernel = share_in_socket(hello, left, done) < 0.5
+    copier = 'the kernel, meanwhile' if kernel else 'recv, when it is back'
     return [*paint(phases, 0.4, 32), ('', f'  {(left - hello) * 1e3:.0f} ms: {copier}')]
 
 
 GROUPS = {          # the third picture: models that may be one group
     'serial': ['blocking serial'], 'thread': ['blocking thread'], 'process': ['blocking process'],
-    'pool of 2': ['pool of 2'], 'loops': ['select', f'selectors {BEST}', 'non-blocking'],
+    'pool of 2': ['pool of 2'], 'loops': ['select', SELECTOR, 'non-blocking'],
     'async': ['asyncio', 'io_uring']}
 THREE = [(0, 0.3), (0.05, 0.05), (0.1, 0.1)]    # when A, B and C connect and ask
 SLOW = 0.2                  # seconds that each answer takes
 AGREE = SLOW / 2            # seconds: less between the waits of two models is no difference
+LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
+           ('', ' held up by another client   '), ('unaccepted', 'N'), ('', ' not accepted yet')],
+          [('', f'{"":13}'), ('delay', 'd'), ('', ' its own answer waits   '), ('work', 'c'),
+           ('', f' it is computed    agree: within {AGREE} s')]]
 
 
 def three_clients():
@@ -1295,14 +1261,7 @@ def three_clients():
             [('', f'{"":13}' + 2 * '0    0.2  0.4  0.6  0.8s waited    ')]]
     for name, members in GROUPS.items():
         rows += group_rows(name, members, found)
-    marks = [[('ask', ' asks   '), ('held', ' held up by another client   '),
-              ('unaccepted', ' not accepted yet')],
-             [('delay', ' its own answer waits   '), ('work', ' it is computed   '),
-              ('', f'agree: within {AGREE} s')]]
-    for line in marks:
-        parts = [part for kind, words in line for part in ((kind, KINDS[kind][0]), ('', words))]
-        rows.append([('', f'{"":13}'), *parts])
-    return rows
+    return rows + LEGEND
 
 
 def play_slow(models, slow):
@@ -1326,13 +1285,15 @@ def play_slow(models, slow):
     return found
 
 
+UNITS = {'us': 1e-6, 'ms': 1e-3, 's': 1}
 TRACE_LINE = re.compile(r' *[\d.]+ s  (#\d+) +(\S+) +(.*)')
 
 
 def client_phases(client, log):
     """Return what a client waited for, [(kind, start, end, label)], and how long, in seconds."""
     number = words = None
-    accepted = done = client.replied
+    asked = client.asked
+    accepted = done = replied = client.replied
     for when, line in log:
         match = TRACE_LINE.match(line)
         who, call, said = match.groups() if match else (None, None, '')
@@ -1342,65 +1303,47 @@ def client_phases(client, log):
         elif call == 'answer' and who == number and not said.endswith('...'):
             words = said
             done = when - client.begin
-    asked, replied = client.asked, client.replied
     phases = [('wait', client.connected, asked, ''), ('held', asked, replied, '')]
     if accepted > asked:
         phases.append(('unaccepted', asked, accepted, ''))
     if words:
         kind = 'work' if words.startswith('computed') else 'delay'
         end = replied if replied - done < 0.01 else done        # less would not be visible
-        phases.append((kind, max(asked, done - duration(words)), end, ''))
+        amount, unit = re.findall(r'([\d.]+) (us|ms|s)\b', words)[-1]
+        phases.append((kind, max(asked, done - float(amount) * UNITS[unit]), end, ''))
     return phases + [('ask', asked, asked, '')], replied - asked
 
 
-def duration(words):
-    """Return the last duration in the words of a trace, in seconds."""
-    amount, unit = re.findall(r'([\d.]+) (us|ms|s)\b', words)[-1]
-    return float(amount) * {'us': 1e-6, 'ms': 1e-3, 's': 1}[unit]
-
-
 def group_rows(name, members, found):
-    """Return the rows of one group, if its members agree; otherwise of each member."""
-    rows, good = [], []
+    """Return the rows of a group: its first member's, and how far the waits of all are apart."""
+    rows = []
+    good = []       # of each member (phases, waited) of A, B and C, by --delay and by --work
     for model in members:
         halves = [found[model, slow] for slow in ('--delay', '--work')]
         errors = [half for half in halves if isinstance(half, str)]
         if errors:
             rows.append(missing_row(model, errors[0]))
         else:
-            good.append(model)
-    apart = most_apart(good, found)
-    for model in good if apart >= AGREE else good[:1]:
-        heads = [name if len(members) == 1 or apart < AGREE else model, '', '']
-        if len(good) > 1 and apart < AGREE:
-            heads[1:] = f'{len(good)} agree', f'to {apart * 1e3:.0f} ms'
-        for index, head in enumerate(heads):
-            rows.append(client_row(f'{head[:10]:<11}{"ABC"[index]} ', index, model, found))
+            good.append(list(zip(*halves)))
+    heads = [name, '', '']
+    if len(good) > 1:
+        waits = [[waited for halves in member for _, waited in halves] for member in good]
+        apart = max(max(of_one) - min(of_one) for of_one in zip(*waits))
+        heads[1] = f'{len(good)} ' + ('agree' if apart < AGREE else 'differ')
+        heads[2] = ('to' if apart < AGREE else 'by') + f' {apart * 1e3:.0f} ms'
+    for head, letter, halves in zip(heads, 'ABC', good[0] if good else []):
+        row = [('', f'{head[:10]:<11}{letter} ')]
+        for phases, waited in halves:
+            row += [*paint(phases, 1.0, 24), ('', f' {waited:5.2f} s   ')]
+        rows.append(row)
     return rows
 
 
-def most_apart(models, found):
-    """Return by how many seconds the waits of the same client differ at most between MODELS."""
-    waits = [[waited for slow in ('--delay', '--work') for phases, waited in found[model, slow]]
-             for model in models]
-    return max((max(of_one) - min(of_one) for of_one in zip(*waits)), default=0)
-
-
-def client_row(head, index, model, found):
-    """Return the row of one client, both halves."""
-    row = [('', head)]
-    for slow in '--delay', '--work':
-        phases, waited = found[model, slow][index]
-        row += [*paint(phases, 1.0, 24), ('', f' {waited:5.2f} s   ')]
-    return row
-
-
 def figure(args):
-    """Show three pictures of the models, from a run: one read; who copies while the
-    process computes; three clients whose answers are slow. It starts each server and
-    takes about 15 seconds."""
-    if args.svg is not None:
-        write_svg(args.svg, None)       # now, before anything is measured
+    """Show three pictures of the models, from a run: one read; who copies while
+    the process computes; three clients whose answers are slow. It starts each
+    server and takes about 15 seconds."""
+    write_svg(args.svg, None)       # now, before anything is measured
     raise_file_limit()
     watch = Disturbance()
     show_progress('one read')
@@ -1408,17 +1351,16 @@ def figure(args):
     show_progress('who copies')
     rows += [*who_copies(), [], *three_clients()]
     show_progress('')
-    head = [[('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')]]
+    rows.insert(0, [])
     if watch.stop().words():
-        head.append([('bad', watch.words())])
-    rows = [*head, [], *rows]
+        rows.insert(0, [('bad', watch.words())])
+    rows.insert(0, [('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')])
     print_rows(rows)
-    if args.svg is not None:
-        write_svg(args.svg, draw_rows(rows, 'I/O models, drawn from a run'))
+    write_svg(args.svg, draw_rows(rows, 'I/O models, drawn from a run'))
     return 0
 
 
-# ---- compare: what is measured (METRICS, experiments, EXPERIMENTS, plan) ----
+# ---- compare: what is measured (METRICS, experiments, EXPERIMENTS) ----
 
 HOLD = 0.2                  # seconds: how long a first client keeps others waiting, if it can
 SLOW_ANSWER = 0.02          # seconds: an answer that waits, or computes
@@ -1435,8 +1377,9 @@ METRICS = {     # what it is, in which unit; is it of wall time?; the head of it
     'second': Metric('ms that a second client waits', 1e-3, True, 'client|2 waits|ms'),
     'delay_adds': Metric("ms added by another's wait of 20", 1e-3, True, 'waiting|adds|ms'),
     'work_adds': Metric("ms added by another's work of 20", 1e-3, True, 'work|adds|ms'),
-    **{f'with_{count}': Metric(f'us of CPU beside {count} idle ones', 1e-6, False)
+    **{f'with_{count}': Metric(f'us of CPU beside {count} idle ones', 1e-6, False, f'{count:8}')
        for count in STEPS},
+    'grows': Metric('times the CPU beside 1000 idle ones', 1, False, 'grows x'),
     'one': Metric('us until one is answered', 1e-6, True),
     'one_of_4': Metric('one of 4', 1e-6, True),
     'new_cpu': Metric('us of CPU on a new connection', 1e-6, False),
@@ -1446,6 +1389,8 @@ METRICS = {     # what it is, in which unit; is it of wall time?; the head of it
     'held': Metric(f'clients held, of {OFFERED}', 1, False),
     'in_socket': Metric('% of the computing that bytes stay in the socket', 0.01, False),
 }
+GROWTH = [f'with_{count}' for count in STEPS] + ['grows']
+TABLE = [name for name, metric in METRICS.items() if metric.head and name not in GROWTH]
 
 
 def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
@@ -1455,35 +1400,32 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
     latencies = []
     done = 0
     with contextlib.closing(Loop()) as loop:
-        run = Load(loop, server.address, 64, reconnect)
-        run.open(clients)
-        end = time.perf_counter() + 5
-        while len(run.answered) < clients and not run.errors and time.perf_counter() < end:
-            loop.run(time.perf_counter() + 0.01)
+        active = Load(loop, server.address, reconnect=reconnect)
+        active.open(clients)
+        active.settle()
         start = time.perf_counter()
-        used = -cpu_seconds(server.pid) if HAS_PROC else 0
+        before = cpu_seconds(server.pid) if HAS_PROC else 0
         for _ in range(batches):
-            run.forget()
+            active.latencies.clear()
             loop.run(time.perf_counter() + seconds)
-            done += run.done
-            if run.done:
-                latencies.append(percentile(run.latencies, 0.5))
+            done += sum(active.latencies.values())
+            latencies.append(percentile(active.latencies, 0.5))
         passed = time.perf_counter() - start
-        used += cpu_seconds(server.pid) if HAS_PROC else 0
-    if len(run.answered) < clients or run.errors:
-        raise RuntimeError(f'{len(run.answered)} of {clients} clients had an answer; errors: '
-                           f'{dict(run.errors)} {run.first_wrong}')
+        cpu = (cpu_seconds(server.pid) - before) / done if HAS_PROC and done else None
+    if len(active.answered) < clients or active.errors:
+        raise RuntimeError(f'{len(active.answered)} of {clients} clients had an answer; errors: '
+                           f'{dict(active.errors)} {active.first_wrong}')
     # each client had a request open when the first batch began
-    return (max(0, done - clients) / passed, min(latencies, default=None),
-            used / done if HAS_PROC and done else None)
+    return max(0, done - clients) / passed, min(filter(None, latencies), default=None), cpu
 
 
 def hold_idle(crowd, count):
     """Let there be COUNT idle clients. Raises RuntimeError if the server does not hold them."""
-    crowd.open(count - len(crowd.turns))
+    crowd.open(count - crowd.count)
     crowd.settle()
-    if crowd.idle < count:
-        raise RuntimeError(f'it holds {crowd.idle} of {count} idle clients: {dict(crowd.errors)}')
+    held = len(crowd.answered - crowd.lost)
+    if held < count:
+        raise RuntimeError(f'it holds {held} of {count} idle clients: {dict(crowd.errors)}')
 
 
 def client_wait(server, before):
@@ -1499,8 +1441,8 @@ def slow_answer_adds(server):
     """Return how long past SLOW_ANSWER two clients that ask together have both their answers."""
     clients = play(server, [(0, 0.01), (0, 0.01)])
     finish(clients)
-    first = min(client.asked for client in clients)
-    return max(0, max(client.replied for client in clients) - first - SLOW_ANSWER)
+    passed = max(client.replied for client in clients) - min(client.asked for client in clients)
+    return max(0, passed - SLOW_ANSWER)
 
 
 def idle_crowd(server):
@@ -1522,8 +1464,9 @@ def idle_crowd(server):
 
 
 def growth(server):
-    """Return the server's CPU seconds per request beside each number of idle clients in STEPS, and
-    at last the latency beside none. Four are busy: to wake the server for one costs more."""
+    """Return the server's CPU seconds per request beside each number of idle clients in STEPS, by
+    what factor they grow, and the latency beside none. Four are busy: waking it for one costs more.
+    """
     costs, latencies = [], []
     with contextlib.closing(Loop()) as loop:
         crowd = Load(loop, server.address, 1, most=1)
@@ -1534,7 +1477,8 @@ def growth(server):
                 rate, latency, cpu = busy(server, 4)
                 latencies.append(latency)
             costs.append(cpu)
-    return (*costs, latencies[0])
+    factor = costs[-1] / costs[0] if costs[0] and costs[-1] else None
+    return (*costs, factor, latencies[0])
 
 
 def clients_held(server):
@@ -1545,26 +1489,27 @@ def clients_held(server):
         crowd = Load(loop, server.address, 1, most=1)
         crowd.open(OFFERED)
         crowd.settle()
-        return crowd.idle
+        return len(crowd.answered - crowd.lost)
 
 
 def bytes_of_another(server):
     return share_in_socket(*look_at_bytes(server)) if HAS_PROC else None
 
 
-SELECTOR = f'selectors {BEST}'
 LOOPS = ['select', SELECTOR, 'non-blocking']
 ASYNC = ['asyncio', 'io_uring']
 CURVE = ['blocking thread', 'non-blocking', 'select', 'selectors poll', SELECTOR, *ASYNC]
 MANY = [*CURVE, 'blocking process', 'non-blocking 20 ms', 'selectors select',
         'socketserver thread', 'socketserver process']          # serve many clients at once
-EXPERIMENTS = [     # metrics ('-': not used), what returns them of a server, its options, models
+# Metrics ('-': not used), what returns them of a server, its options, and of which models. Those
+# with the same options share a server.
+EXPERIMENTS = [
     ('idle_bytes workers idle_cpu', idle_crowd, (), MANY),      # first: its server must be fresh
     ('second', functools.partial(client_wait, before=1), (),
      [*MANY, 'blocking serial', 'pool of 4', 'socketserver serial']),
     ('fits', functools.partial(client_wait, before=3), (), ['pool of 4']),
     ('full', functools.partial(client_wait, before=4), (), ['pool of 4']),
-    ('with_0 with_10 with_100 with_500 with_1000 one_of_4', growth, (), CURVE),
+    ('with_0 with_10 with_100 with_500 with_1000 grows one_of_4', growth, (), CURVE),
     ('rate_100 - cpu_100', functools.partial(busy, clients=100), (), MANY),
     ('- one -', functools.partial(busy, clients=1, batches=9), (),
      ['blocking thread', *LOOPS, 'non-blocking 20 ms']),
@@ -1579,17 +1524,6 @@ EXPERIMENTS = [     # metrics ('-': not used), what returns them of a server, it
 ]
 
 
-def plan(rounds):
-    """Return the steps, [(model, {options: [(metrics, experiment)]})]. In each round each model
-    that this platform has is one step: it is started once with each of its options."""
-    step = {}
-    for metrics, experiment, options, models in EXPERIMENTS:
-        for model in models:
-            if model in MODELS:
-                step.setdefault(model, {}).setdefault(options, []).append((metrics, experiment))
-    return rounds * list(step.items())
-
-
 # ---- compare: measuring (Run, measure) ----
 
 class Run:
@@ -1600,20 +1534,21 @@ class Run:
         self.failed = {}        # (model, metrics or '' if it did not even start): why
         self.whole = Disturbance()
 
-    def do(self, step):
-        """Measure a model, and return whether other programs disturbed that. What fails is noted,
-        and not tried again."""
-        model, found = step
+    def do(self, model):
+        """Do all experiments with a model, and return whether other programs disturbed that. What
+        fails is noted, and not tried again."""
         watch = Disturbance()
         values = []             # (metric, value)
-        for options, experiments in found.items():
-            wanted = [(metrics, experiment) for metrics, experiment in experiments
-                      if not {(model, ''), (model, metrics)} & set(self.failed)]
+        for options, rows in itertools.groupby(EXPERIMENTS, lambda row: row[2]):
+            wanted = [(metrics, experiment) for metrics, experiment, _, models in rows
+                      if model in models and not {(model, ''), (model, metrics)} & set(self.failed)]
             if wanted:
                 with noting(self.failed, (model, '')), Server(*MODELS[model], *options) as server:
                     for metrics, experiment in wanted:
                         with noting(self.failed, (model, metrics)):
-                            values += zip(metrics.split(), as_tuple(experiment(server)))
+                            found = experiment(server)
+                            found = found if isinstance(found, tuple) else (found,)
+                            values += zip(metrics.split(), found)
         disturbed = watch.stop().disturbed
         for metric, value in values:
             if metric != '-' and value is not None:     # None: only Linux tells
@@ -1634,13 +1569,7 @@ class Run:
         if not values:
             return '?' if (metric, model) in self.measured else '-'
         low, high = short(min(values)), short(max(values))
-        if whole_range and low != high:
-            return f'{low}-{high}'
-        return short(statistics.median(values))
-
-
-def as_tuple(found):
-    return found if isinstance(found, tuple) else (found,)
+        return f'{low}-{high}' if whole_range and low != high else short(statistics.median(values))
 
 
 def short(value):
@@ -1648,22 +1577,21 @@ def short(value):
     return f'{value:.0f}' if value >= 99.5 else f'{value:.2g}' if value >= 0.01 else '<0.01'
 
 
-def measure(run, steps, limit):
-    """Do the steps; then again those that were disturbed, first those of models that decide a
-    claim. If the first of these is disturbed again, this machine will not become quiet. Stop
-    after one and a half times LIMIT seconds."""
+def measure(run, models, limit):
+    """Measure MODELS; then again those that were disturbed, first those that decide a claim. If the
+    first of these is disturbed again, this machine will not become quiet. Stop after one and a
+    half times LIMIT seconds."""
     end = time.monotonic() + 1.5 * limit
     again = []
-    for number, step in enumerate(steps):
-        bar = '#' * (20 * number // len(steps))
-        show_progress(f'[{bar:<20}] {step[0]}')
-        if time.monotonic() < end and run.do(step):
-            again.append(step)
+    for number, model in enumerate(models, 1):
+        show_progress(f'{number} of {len(models)}: {model}')
+        if time.monotonic() < end and run.do(model):
+            again.append(model)
     decisive = {model for *_, conditions in CLAIMS for _, _, model, _ in terms(conditions)}
-    again.sort(key=lambda step: step[0] not in decisive)
-    for step in again:
-        show_progress(f'again, as it was disturbed: {step[0]}')
-        if time.monotonic() > end or run.do(step) and step is again[0]:
+    again.sort(key=lambda model: model not in decisive)
+    for number, model in enumerate(again):
+        show_progress(f'again, as it was disturbed: {model}')
+        if time.monotonic() > end or run.do(model) and number == 0:
             break
 
 
@@ -1706,9 +1634,9 @@ CLAIMS = [          # section of the notes (and: ours), the claim, the condition
      ['workers@select < 1.5', 'idle_cpu@select < 0.1',
       '3 * second@select < second@blocking serial']),
     ('3', 'select and poll cost more, the more they watch',
-     [f'1.5 * with_0@{each} < with_1000@{each}' for each in ('select', 'selectors poll')]),
+     [f'1.5 < grows@{each}' for each in ('select', 'selectors poll')]),
     ('3', f'{BEST} does not: it stays below twice the cost',
-     [f'0.5 * with_1000@{SELECTOR} < with_0@{SELECTOR}']),
+     [f'grows@{SELECTOR} < 2']),
     ('3', 'select watches at most 1024 connections, poll more',
      ['0.9 * held@select < 1025', '1024 < 1.1 * held@selectors poll']),
     ('3, ours', 'A wait that blocks holds up everybody in a loop',
@@ -1767,35 +1695,19 @@ def judge_one(low, high, run):
     return FAILS if min(below) >= max(above) * 1.1 and not disturbed else UNSURE
 
 
-# ---- compare: the report (table_rows, growth_rows, claim_rows) and the command ----
+# ---- compare: the report (table_rows, claim_rows, report_rows) and the command ----
 
-def table_rows(run):
-    """Return the table: medians, a row for each server."""
-    columns = {name: metric.head.split('|') for name, metric in METRICS.items() if metric.head}
-    widths = [max(map(len, head)) + 1 for head in columns.values()]
-    lines = [('', *names) for names in zip(*columns.values())]
-    lines += [(model, *(run.words(name, model) for name in columns)) for model in MODELS]
+def table_rows(run, names, models):
+    """Return a table: medians of these metrics, a row for each server."""
+    columns = [METRICS[name].head.split('|') for name in names]
+    widths = [max(map(len, column)) + 1 for column in columns]
+    lines = [('', *words) for words in zip(*columns)]
+    lines += [(model, *(run.words(name, model) for name in names)) for model in models]
     rows = []
-    for name, *cells in lines:
+    for model, *cells in lines:
         if set(cells) != {'-'}:
             words = ''.join(f'{cell:>{width}}' for cell, width in zip(cells, widths))
-            rows.append([('' if name else 'title', f'{name:<20}{words}')])
-    return rows
-
-
-def growth_rows(run):
-    """Return how the cost of a request grows with the number of idle clients."""
-    rows = [[('title', 'us of CPU per request of 4 busy clients, beside idle ones')],
-            [('title', f'{"idle clients":<20}' + ''.join(f'{step:>8}' for step in STEPS)
-              + f'{"grows":>10}')]]
-    for model in CURVE:
-        ends = [[value for value, _ in run.values(f'with_{step}', model)]
-                for step in (STEPS[0], STEPS[-1])]
-        factor = '-'
-        if all(ends):
-            factor = 'x ' + short(statistics.median(ends[1]) / statistics.median(ends[0]))
-        cells = ''.join(f'{run.words(f"with_{step}", model):>8}' for step in STEPS)
-        rows.append([('', f'{model:<20}{cells}{factor:>10}')])
+            rows.append([('' if model else 'title', f'{model:<20}{words}')])
     return rows
 
 
@@ -1813,11 +1725,12 @@ def claim_rows(judged):
 def head_rows(run, judged, partial):
     """Return the first and last lines: what disturbed the run, and how many claims hold."""
     counts = collections.Counter(claim['verdict'] for claim in judged)
-    words = [f'{counts[HOLDS]} of {len(judged)} claims hold here']
-    if counts[FAILS]:
-        words.append(f'{counts[FAILS]} ' + ('does' if counts[FAILS] == 1 else 'do') + ' not hold')
-    words += [f'{counts[verdict]} {verdict}' for verdict in (UNSURE, NONE) if counts[verdict]]
-    rows = [[('title', ', '.join(words))]]
+    words = f'{counts[HOLDS]} of {len(judged)} claims hold here'
+    do_not = 'does not hold' if counts[FAILS] == 1 else 'do not hold'
+    for verdict, said in (FAILS, do_not), (UNSURE, UNSURE), (NONE, NONE):
+        if counts[verdict]:
+            words += f', {counts[verdict]} {said}'
+    rows = [[('title', words)]]
     if run.whole.words():
         rows.insert(0, [('bad', f'{run.whole.words()}; ? is what they disturbed')])
     if partial:
@@ -1829,7 +1742,9 @@ def report_rows(run, judged, partial):
     """Return the report for people."""
     head = head_rows(run, judged, partial)
     rows = [*head, [('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')], [],
-            *table_rows(run), [], *growth_rows(run), [], *claim_rows(judged), []]
+            *table_rows(run, TABLE, MODELS), [],
+            [('title', 'us of CPU per request of 4 busy clients, beside idle ones')],
+            *table_rows(run, GROWTH, CURVE), [], *claim_rows(judged), []]
     for key, why in run.failed.items():
         rows.append([('', textwrap.shorten(f'not measured: {" ".join(key)}: {why}', 79))])
     return rows + head
@@ -1848,16 +1763,15 @@ def json_report(run, judged, quick, partial):
 
 
 def compare(args):
-    """Measure every server of the folder, and judge the claims of the notes, and some of
-    ours. What other programs have disturbed is measured again. If that does not help, it
-    denies nothing. Takes about 75 seconds, with --quick 35."""
-    if args.svg is not None:
-        write_svg(args.svg, None)       # now, before anything is measured
+    """Measure every server of the folder, and judge the claims of the notes, and
+    some of ours. What other programs have disturbed is measured again; if that
+    does not help, it denies nothing. Takes about 75 seconds, with --quick 35."""
+    write_svg(args.svg, None)       # now, before anything is measured
     raise_file_limit()
     run = Run()
     status = 0
     try:
-        measure(run, plan(2 if args.quick else 3), 40 if args.quick else 90)
+        measure(run, (2 if args.quick else 3) * list(MODELS), 40 if args.quick else 90)
     except SystemExit as stop:      # Ctrl-C
         status = stop.code
     show_progress('')
@@ -1872,8 +1786,7 @@ def compare(args):
         print(json.dumps(json_report(run, judged, args.quick, partial=status != 0), indent=1))
     else:
         print_rows(rows)
-    if args.svg is not None:
-        write_svg(args.svg, draw_rows(rows, 'I/O models, measured'))
+    write_svg(args.svg, draw_rows(rows, 'I/O models, measured'))
     return status or (0 if run.measured else 1)
 
 
@@ -1888,21 +1801,15 @@ def number_between(kind, low, high):
     return number
 
 
-COMMANDS = {chat: 'talk to a server (the default)', load: 'load a server',
-            figure: 'three pictures of the models',
-            compare: 'measure every server, judge every claim'}
-
-
 def parse_arguments(words):
     """Return the arguments; without a command they are those of chat."""
     form = {'formatter_class': argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(description=__doc__, **form)
     commands = parser.add_subparsers(metavar='chat | load | figure | compare')
     add = {}        # how to add an option to each command
-    for command, summary in COMMANDS.items():
+    for command in chat, load, figure, compare:
         description = (command.__doc__ or '').replace('\n    ', '\n')
-        subparser = commands.add_parser(command.__name__, help=summary, description=description,
-                                        **form)
+        subparser = commands.add_parser(command.__name__, description=description, **form)
         subparser.set_defaults(command=command, parser=subparser)
         add[command] = subparser.add_argument
     for command in chat, load:
@@ -1959,7 +1866,9 @@ def main():
         try:
             status = args.command(args)
         finally:
-            stop_servers()
+            handle_signals(lambda number, frame: None)      # now they must not disturb us
+            for server in list(Server.running):
+                server.stop()
         sys.stdout.flush()      # here, so that an error of it is seen
         sys.exit(status)
     except (OSError, MemoryError) as error:
