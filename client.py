@@ -633,8 +633,8 @@ class Disturbance:
     @property
     def disturbed(self):
         """Whether others had more than a tenth, and more than was idle; or whether we waited for
-        more than a tenth though a processor was idle."""
-        return self.others > max(0.1, self.idle) or self.waited > 0.1 and self.idle > 0.1
+        more than a tenth though much was idle. (With less idle, our servers may be the cause.)"""
+        return self.others > max(0.1, self.idle) or self.waited > 0.1 and self.idle > 0.4
 
     def words(self):
         """Return what disturbed us in words; '' if nothing did."""
