@@ -230,6 +230,7 @@ def read_input():
 # All of them do the same, so one thread serves them: section 3 of the notes at work.
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
+EARLY = 0.0001          # seconds: a sleeper is woken about so late, so the rest is polled
 LINGER_ZERO = struct.pack('hh' if os.name == 'nt' else 'ii', 1, 0)      # close with a reset
 
 
@@ -285,7 +286,7 @@ class Loop:
         is ready. The wait of epoll rounds up to 1 ms; that of select does not."""
         if not self.timers:
             return self.sel.select(min(0.2, seconds))   # 0.2: on Windows Ctrl-C waits for its end
-        seconds = max(0, min(seconds, self.timers[0][0] - time.perf_counter()))
+        seconds = max(0, min(seconds, self.timers[0][0] - EARLY - time.perf_counter()))
         if not self.sel.get_map():
             time.sleep(min(0.2, seconds))       # on Windows select fails with empty lists
             return []
