@@ -250,6 +250,7 @@ class IoUringLoop:
     def run_until_complete(self, coroutine):
         """Resume COROUTINE, and those that it creates, as their operations complete."""
         self.create_task(coroutine)
+        tasks = self.tasks
         while True:
             completed = self.ring_u32[self.cq_tail] != self.head    # while we computed
             if self.queue or not completed:
@@ -258,9 +259,9 @@ class IoUringLoop:
                 if self.eager and self.queue:
                     self.submit()
                 try:
-                    self.tasks[completion[0]](completion)
+                    tasks[completion[0]](completion)
                 except StopIteration:
-                    del self.tasks[completion[0]]
+                    del tasks[completion[0]]
 
     def submit(self, wait=False):
         """Call io_uring_enter: hand over what the coroutines ask for. WAIT for a completion?"""
