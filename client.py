@@ -1581,9 +1581,9 @@ def short(value):
 
 def measure(run, models, limit):
     """Measure MODELS; then again those that were disturbed, first those that decide a claim. If the
-    first of these is disturbed again, this machine will not become quiet. Stop after one and a
-    half times LIMIT seconds."""
-    end = time.monotonic() + 1.5 * limit
+    first of these is disturbed again, this machine will not become quiet. Begin none after 1.4
+    times LIMIT seconds, to end within one and a half."""
+    end = time.monotonic() + 1.4 * limit
     again = []
     for number, model in enumerate(models, 1):
         show_progress(f'{number} of {len(models)}: {model}')
