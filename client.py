@@ -346,11 +346,11 @@ def machine():
     python = f'{platform.python_implementation()} {platform.python_version()}'
     gil = '' if HAS_GIL else ' without a GIL'
     if os.name == 'posix':
-        system = '{0.sysname} {0.release}'.format(os.uname())
+        system = os.uname().sysname + ' ' + os.uname().release.partition('-')[0]
     else:
         system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
-    shared = '1 processor, shared by all' if PROCESSORS == 1 else f'{PROCESSORS} processors'
-    return f'{python}{gil}, {system}, {shared}'
+    processors = '1 processor' if PROCESSORS == 1 else f'{PROCESSORS} processors'
+    return f'{python}{gil}, {system}, {processors}'
 
 
 def raise_file_limit():
