@@ -155,10 +155,13 @@ def count_descriptors(pid):
 
 
 def start_process(case, *command, **options):
-    """Start a command of ours in the folder; it is killed in the end if it still runs."""
+    """Start a command of ours in the folder; it is killed in the end, or when it seems to hang."""
     pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     process = subprocess.Popen(command, **{'cwd': FOLDER, **pipes, **options})
     started.append(process)
+    watchdog = threading.Timer(6 * TIMEOUT, process.kill)
+    watchdog.start()
+    case.addCleanup(watchdog.cancel)
     case.addCleanup(process.__exit__, None, None, None)     # this closes its pipes
     case.addCleanup(process.kill)
     return process
@@ -1208,6 +1211,8 @@ class TraceTest(ServerTest):
             real_accept, socket.socket.getpeername = socket.socket.accept, lambda sock: open('')
             socket.socket.accept = lambda sock: (real_accept(sock)[0], None)'''
         for script in SERVERS:
+            if script == 'async_server.py' and not POSIX:
+                continue        # asyncio's own accept calls getpeername there
             server = self.start_server(patched_copy(self, script, before=before), '--trace')
             self.assert_serves(server)
             self.assert_said(server, '#1 +accept .*an unknown address joined$')
@@ -1305,6 +1310,7 @@ class ClientTest(ServerTest):
             ours, its = socket.socketpair()
             self.addCleanup(ours.close)
             its.setblocking(False)
+            ours.settimeout(TIMEOUT)
             process = start_process(self, *PYTHON, 'client.py', '--port', str(server.address[1]),
                                     stdin=its, stdout=its,
                                     env={**os.environ, 'PYTHONUNBUFFERED': unbuffered})
@@ -1532,7 +1538,7 @@ class LoadTest(ServerTest):
             server = self.start_server('select_server.py', '--host', '::')
             address = '127.0.0.1', server.address[1]
             before = client.listeners_cpu(address)
-            with socket.create_connection(address) as sock:
+            with socket.create_connection(address, TIMEOUT) as sock:
                 self.assertEqual(ask(sock), b'HELLO')
                 self.assertGreaterEqual(client.server_cpu(address, before), 0)
         with self.assertRaisesRegex(LookupError, 'no process of ours'):
