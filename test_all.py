@@ -526,7 +526,7 @@ class Contract:
 
     def test_nobody_freezes_the_others(self):
         """Beside clients that send or come and go without end, an older one waits less than 1 s."""
-        server = self.start_own()
+        server = self.start_own('--work', '0.001')
         sock = self.connect(server)
         start_process(self, *PYTHON, '-c', FLOOD, str(server.address[1]),
                       stderr=subprocess.DEVNULL).stdout.readline()
