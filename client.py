@@ -1210,7 +1210,8 @@ def who_copies():
 
 def look_at_bytes(server):
     """Let the server compute for B while A says hello. Return, in seconds since B asked: when A
-    said hello, when its bytes had left the socket, and when B had its answer."""
+    said hello, when its bytes had left the socket, and when B had its answer. Raises RuntimeError
+    if a client was not on time."""
     a, b = clients = play(server, [(0, 0.1 + HELLO), (0, 0.1)])
     left = None
     while left is None and any(client.is_alive() for client in clients):
@@ -1220,6 +1221,8 @@ def look_at_bytes(server):
         # look every 2 ms; every 20 ms where that takes long: thousands are in TIME_WAIT
         time.sleep(0.002 if a.now() - start < 0.005 else 0.02)
     finish(clients)
+    if not 0 < a.asked - b.asked < COMPUTE:
+        raise RuntimeError('a client was late: no hello while B was computed')
     return a.asked - b.asked, (left or a.replied) - b.asked, b.replied - b.asked
 
 
@@ -1357,8 +1360,8 @@ def figure(args):
     if watch.stop().words():
         rows.insert(0, [('bad', watch.words())])
     rows.insert(0, [('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')])
-    print_rows(rows)
     write_svg(args.svg, draw_rows(rows, 'I/O models, drawn from a run'))
+    print_rows(rows)
     return 0
 
 
@@ -1784,11 +1787,11 @@ def compare(args):
         judged.append({'section': section, 'claim': claim, 'conditions': conditions,
                        'verdict': verdict, 'evidence': evidence})
     rows = report_rows(run, judged, partial=status != 0)
+    write_svg(args.svg, draw_rows(rows, 'I/O models, measured'))
     if args.json:
         print(json.dumps(json_report(run, judged, args.quick, partial=status != 0), indent=1))
     else:
         print_rows(rows)
-    write_svg(args.svg, draw_rows(rows, 'I/O models, measured'))
     return status or (0 if run.measured else 1)
 
 
