@@ -476,7 +476,7 @@ def server_cpu(address, before):
         found = {pid if pid in before else int(proc_stat(pid)[1])
                  for pid in holders(pattern, CONNECTED) or holders(pattern, LISTENS)}
         if not found or not found <= set(before):
-            raise LookupError("no process of ours listens there: another machine's or user's?")
+            raise LookupError("no process of ours listens there now: is it another user's?")
         return sum(cpu_seconds(pid) - before[pid] for pid in found)
     except OSError:
         raise LookupError('the server has ended') from None
@@ -1465,7 +1465,7 @@ def idle_crowd(server):
         time.sleep(0.06)
         used += cpu_seconds(server.pid)
         available += time.perf_counter() - seconds_waited(server.pid)
-    return max(0, grown / 100), workers, used / max(available, 0.001)
+    return max(0, grown / 100), workers, used / max(available, used, 0.001)
 
 
 def growth(server):
