@@ -1737,7 +1737,7 @@ class FigureTest(ServerTest):
 
     def test_three_clients(self):
         """Loops that agree are one group; one that is missing says why; the SVG has the words."""
-        models = ['select', 'selectors poll', 'missing']
+        models = ['select', 'selectors select', 'missing']
 
         def played():
             found = {**client.play_slow(models, '--delay'), **client.play_slow(models, '--work')}
