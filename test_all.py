@@ -1745,7 +1745,8 @@ class FigureTest(ServerTest):
                 waits = [waited for phases, waited in found['select', slow]]
                 self.assertGreater(waits[1], 0.9 * client.SLOW)
                 self.assertGreater(waits[2], 1.4 * client.SLOW)     # C is held up by B
-            rows = client.group_rows('loops', models, found)
+            with unittest.mock.patch.object(client, 'AGREE', 9):        # seconds
+                rows = client.group_rows('loops', models, found)
             self.assertRegex(text_of(rows[2]), r'^2 agree +B +!d+ .* !c+ ')
             return rows
         with unittest.mock.patch.dict(client.MODELS, missing=('no_server.py',)):
