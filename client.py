@@ -417,8 +417,8 @@ def thread_count(pid):
     return total(pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
 
 
-def seconds_waited(pid='self'):
-    """Return how long the main thread of PID was ready to run, and no processor was free for it:
+def seconds_waited(pid='thread-self'):
+    """Return how long (the main thread of) PID was ready to run, and had no processor to run on:
     the second number of /proc/PID/schedstat, in ns (Documentation/scheduler of Linux)."""
     with open(f'/proc/{pid}/schedstat') as file:
         return int(file.read().split()[1]) / 1e9
@@ -600,7 +600,7 @@ class Disturbance:
     others: used by neither us nor our servers: those of class Server, and what the caller adds to
         `servers`, in seconds. Of /proc/stat user, nice, system and steal count (proc(5)): guest is
         in user, iowait is idle, irq and softirq are in some kernels' times of processes too.
-    waited: for a processor, by our main thread. The quota of a cgroup shows only here.
+    waited: for a processor, by the thread that asks. The quota of a cgroup shows only here.
     """
 
     def __init__(self):

@@ -1820,10 +1820,10 @@ class MutationTest(ServerTest):
     def test_each_mutation_is_caught(self):
         with self.assertRaises(self.failureException):      # a server that is right is not caught
             self.assert_caught('test_answers', '', '')
-        self.do_each(self.assert_caught, self.MUTATIONS, threads=6)
+        self.do_each(lambda *row: self.undisturbed(lambda: self.assert_caught(*row)),
+                     self.MUTATIONS, threads=6)
 
     def assert_caught(self, name, old, new):
-        """The test NAME of the contract fails, or is skipped for want of a quiet moment."""
         traits = {'script': patched_copy(self, 'select_server.py', (old, new)), **LOOP,
                   'timeout': 1.5, 'quiet': 0.5, 'idle_seconds': 0.3, 'crowd_seconds': 0.8}
         mutant, result = type('Mutant', (Contract, ServerTest), traits), unittest.TestResult()
