@@ -113,8 +113,9 @@ class AsyncioLoop:
 # ---- io_uring: class IoUringLoop, open_io_uring; names and numbers are <linux/io_uring.h>'s
 
 IO_URING_SETUP, IO_URING_ENTER, IO_URING_REGISTER = 425, 426, 427  # <asm/unistd.h>
-IORING_SETUP_CQSIZE, IORING_SETUP_COOP_TASKRUN, IORING_SETUP_SINGLE_ISSUER = 1 << 3, 1 << 8, 1 << 12
-IORING_OFF_SQES, IORING_ENTER_GETEVENTS, IORING_REGISTER_PBUF_RING = 0x10000000, 1 << 0, 22
+IORING_SETUP_CQSIZE, IORING_OFF_SQES, IORING_ENTER_GETEVENTS = 1 << 3, 0x10000000, 1 << 0
+IORING_SETUP_COOP_TASKRUN, IORING_REGISTER_PBUF_RING = 1 << 8, 22       # Linux 5.19
+IORING_SETUP_SINGLE_ISSUER = 1 << 12                                    # Linux 6.0
 IORING_OP_TIMEOUT, IORING_OP_ACCEPT, IORING_OP_SEND, IORING_OP_RECV = 11, 13, 26, 27
 IOSQE_BUFFER_SELECT, IORING_CQE_F_BUFFER, IORING_CQE_BUFFER_SHIFT = 1 << 5, 1 << 0, 16
 io_uring_sqe = struct.Struct('BBxxi8xQI4xQ24x')     # opcode, flags, fd, addr, len, user_data
@@ -145,8 +146,7 @@ class IoUringLoop:
     """
 
     def __init__(self):
-        libc = ctypes.PyDLL(None, use_errno=True)   # PyDLL: no other thread needs the GIL
-        self.syscall = libc.syscall
+        self.syscall = ctypes.PyDLL(None, use_errno=True).syscall   # PyDLL keeps the GIL
         self.syscall.argtypes, self.syscall.restype = [ctypes.c_long] * 7, ctypes.c_long
         params = (ctypes.c_uint32 * 30)()   # io_uring_params; sq_off from 10, cq_off from 20
         params[1] = CQ_ENTRIES
