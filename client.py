@@ -230,7 +230,7 @@ def read_input():
 # All of them do the same, so one thread serves them: section 3 of the notes at work.
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-EARLY = 0.0001          # seconds: a sleeper is woken about so late, so the rest is polled
+EARLY = 0.0002          # seconds: a sleeper is woken about so late, so the rest is polled
 LINGER_ZERO = struct.pack('hh' if os.name == 'nt' else 'ii', 1, 0)      # close with a reset
 
 
@@ -287,13 +287,13 @@ class Loop:
         if not self.timers:
             return self.sel.select(min(0.2, seconds))   # 0.2: on Windows Ctrl-C waits for its end
         seconds = max(0, min(seconds, self.timers[0][0] - EARLY - time.perf_counter()))
-        if not self.sel.get_map():
-            time.sleep(min(0.2, seconds))       # on Windows select fails with empty lists
-            return []
         if hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024:
             select.select([self.sel], [], [], seconds)
-            seconds = 0
-        return self.sel.select(seconds)
+            return self.sel.select(0)
+        if self.sel.get_map():
+            return self.sel.select(seconds)
+        time.sleep(min(0.2, seconds))           # on Windows select fails with empty lists
+        return []
 
     def close(self):
         """End all clients: each gets a GeneratorExit where it waits, and closes its socket."""
