@@ -226,7 +226,7 @@ def read_input():
             raise ValueError(f'cannot read standard input: {reason(error)}') from None
 
 
-# ---- many clients: Loop, open_connection ----
+# ---- many clients: Loop ----
 # All of them do the same, so one thread serves them: section 3 of the notes at work.
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
@@ -236,48 +236,43 @@ LINGER_ZERO = struct.pack('hh' if os.name == 'nt' else 'ii', 1, 0)      # close 
 
 class Loop:
     """Many clients in one thread. Each is a generator. It yields what it waits for: READ, WRITE or
-    both, of its socket; or a float, the moment (of time.perf_counter) at which it goes on."""
+    both, of its socket; or a float, the moment (of time.perf_counter) at which it goes on. When it
+    ends, its socket is closed."""
 
     def __init__(self):
         self.sel = selectors.DefaultSelector()
-        self.clients = {}                   # by their sockets
-        self.timers = []                    # a heap of (moment, number, sock, client)
-        self.numbers = itertools.count()    # the first of two timers of one moment goes first
+        self.socks = set()
+        self.timers = []                    # a heap of (moment, descriptor, sock, client)
         self.lateness = collections.Counter()       # of timers: {bucket: how often}
 
     def start(self, sock, client):
         """Run CLIENT up to its first yield."""
-        self.clients[sock] = client
+        self.socks.add(sock)
         self.watch(sock, client, next(client, None))
 
     def watch(self, sock, client, wanted):
-        """Resume CLIENT when what it has yielded comes. None: it has ended, and closed SOCK."""
-        if isinstance(wanted, float):
-            if sock in self.sel.get_map():
-                self.sel.unregister(sock)
-            heapq.heappush(self.timers, (wanted, next(self.numbers), sock, client))
-        elif wanted and sock in self.sel.get_map():
-            self.sel.modify(sock, wanted, client)
-        elif wanted:
-            self.sel.register(sock, wanted, client)
-
-    def forget(self, sock):
-        """Watch SOCK no more. A client calls this before it closes its socket."""
-        self.clients.pop(sock, None)
+        """Resume CLIENT when what it has yielded comes. None: it has ended."""
         if sock in self.sel.get_map():
             self.sel.unregister(sock)
+        if wanted is None:
+            self.socks.discard(sock)
+            sock.close()
+        elif isinstance(wanted, float):
+            heapq.heappush(self.timers, (wanted, sock.fileno(), sock, client))
+        else:
+            self.sel.register(sock, wanted, client)
 
     def run(self, until):
         """Resume clients until the moment UNTIL, or until none is left."""
         now = time.perf_counter()
-        while now < until and self.clients:
+        while now < until and self.socks:
             for key, mask in self.select(until - now):
                 wanted = next(key.data, None)
                 if wanted != key.events:
                     self.watch(key.fileobj, key.data, wanted)
             now = time.perf_counter()
             while self.timers and self.timers[0][0] <= now:
-                moment, number, sock, client = heapq.heappop(self.timers)
+                moment, _, sock, client = heapq.heappop(self.timers)
                 self.watch(sock, client, next(client, None))
                 self.lateness[bucket(now - moment)] += 1
 
@@ -296,20 +291,10 @@ class Loop:
         return []
 
     def close(self):
-        """End all clients: each gets a GeneratorExit where it waits, and closes its socket."""
-        for client in list(self.clients.values()):
-            client.close()
+        """End all clients."""
+        for sock in self.socks:
+            sock.close()
         self.sel.close()
-
-
-def open_connection(sock, address):
-    """The first steps of a client. Raises OSError."""
-    status = sock.connect_ex(address)
-    if status in (errno.EINPROGRESS, errno.EWOULDBLOCK):
-        yield WRITE
-        status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    if status:
-        raise OSError(status, os.strerror(status))
 
 
 # ---- servers and what they cost: cpu_seconds, server_cpu, Disturbance, Server ----
@@ -372,28 +357,22 @@ def proc_stat(pid):
         return file.read().rpartition(')')[2].split()
 
 
-def process_tree(pid):
-    """Return PID and its children (the servers have no grandchildren)."""
-    return [pid] + find_processes(lambda each: int(proc_stat(each)[1]) == pid)
+def parent(pid):
+    return int(proc_stat(pid)[1])
 
 
-def find_processes(wanted):
-    """Return the processes for which WANTED(pid) is true, of those that we may look at."""
-    found = []
+def each_process(look):
+    """Return {pid: LOOK(pid)} for all processes that we may look at."""
+    found = {}
     for pid in map(int, filter(str.isdigit, os.listdir('/proc') if HAS_PROC else [])):
         with contextlib.suppress(OSError):      # another user's, or it has just ended
-            if wanted(pid):
-                found.append(pid)
+            found[pid] = look(pid)
     return found
 
 
 def total(pid, count):
-    """Return the sum of COUNT(process) for PID and its children."""
-    found = 0
-    for each in process_tree(pid):
-        with contextlib.suppress(OSError):      # it has just ended
-            found += count(each)
-    return found
+    """Return the sum of COUNT(process) for PID and its children (a server has no others)."""
+    return sum(each_process(lambda each: count(each) if pid in (each, parent(each)) else 0).values())
 
 
 def cpu_seconds(pid):
@@ -410,11 +389,6 @@ def memory_bytes(pid):
         with open(f'/proc/{each}/smaps_rollup') as file:
             return int(re.search(r'^Pss: *(\d+)', file.read(), re.M)[1]) * 1024
     return total(pid, pss)
-
-
-def thread_count(pid):
-    """Return how many threads PID and its children have."""
-    return total(pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
 
 
 def seconds_waited(pid='thread-self'):
@@ -456,8 +430,9 @@ def holders(address, state):
     """Return the processes that hold a socket at a (pattern of an) address in this state."""
     inodes = find_sockets(rf': {address} \w+:\w+ {state}(?: +\S+){{5}} +(\d+)')
     links = {f'socket:[{inode}]' for inode in inodes}
-    return find_processes(lambda pid: any(os.readlink(f'/proc/{pid}/fd/{fd}') in links
-                                          for fd in os.listdir(f'/proc/{pid}/fd')))
+    holds = each_process(lambda pid: any(os.readlink(f'/proc/{pid}/fd/{fd}') in links
+                                         for fd in os.listdir(f'/proc/{pid}/fd')))
+    return [pid for pid, held in holds.items() if held]
 
 
 def listeners_cpu(address):
@@ -473,19 +448,13 @@ def server_cpu(address, before):
         raise LookupError('only Linux tells')
     pattern = kernel_addresses(address)
     try:
-        found = {pid if pid in before else int(proc_stat(pid)[1])
+        found = {pid if pid in before else parent(pid)
                  for pid in holders(pattern, CONNECTED) or holders(pattern, LISTENS)}
         if not found or not found <= set(before):
             raise LookupError("no process of ours listens there now: is it another user's?")
         return sum(cpu_seconds(pid) - before[pid] for pid in found)
     except OSError:
         raise LookupError('the server has ended') from None
-
-
-def know_statuses():
-    """Take SIGCHLD back if our parent ignored it: else nobody learns how our processes ended."""
-    if hasattr(signal, 'SIGCHLD'):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def handle_signals(handler):
@@ -497,25 +466,6 @@ def handle_signals(handler):
             if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, handler)
     return before
-
-
-def exit_by_signal(number, frame):
-    """The handler of load, figure and compare: on the way out each `with` stops its server."""
-    raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def signals_wait():
-    """In a `with` block of this, signals that end us wait until the block is done."""
-    came = []
-    handlers = handle_signals(lambda number, frame: came.append(number))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for number in came:
-            signal.raise_signal(number)
 
 
 class Server(contextlib.AbstractContextManager):
@@ -533,12 +483,7 @@ class Server(contextlib.AbstractContextManager):
         self.passed = 0         # how many of these `expect` has looked at
         options = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE,
                    'stderr': subprocess.STDOUT, 'start_new_session': os.name == 'posix', **options}
-        command = [*before, *self.python, os.path.join(FOLDER, script), *arguments]
-        with signals_wait():            # or a Ctrl-C now could leave a server that nobody stops
-            self.process = subprocess.Popen(command, **options)
-            self.pid = self.process.pid
-            self.reader = threading.Thread(target=self.collect, daemon=True)
-            Server.running.add(self)
+        self.launch([*before, *self.python, os.path.join(FOLDER, script), *arguments], options)
         try:
             self.reader.start()         # RuntimeError: no thread to be had
             host, port = self.expect(r'listening on (\S+):(\d+)', timeout).groups()
@@ -546,6 +491,22 @@ class Server(contextlib.AbstractContextManager):
         except BaseException:
             self.stop()
             raise
+
+    def launch(self, command, options):
+        """Start the process. Signals that end us must wait meanwhile: otherwise a Ctrl-C could leave
+        a server that nobody stops."""
+        came = []
+        handlers = handle_signals(lambda number, frame: came.append(number))
+        try:
+            self.process = subprocess.Popen(command, **options)
+            self.pid = self.process.pid
+            self.reader = threading.Thread(target=self.collect, daemon=True)
+            Server.running.add(self)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            for number in came:
+                signal.raise_signal(number)
 
     def collect(self):
         """Put each line of output into the log. This is a thread of its own."""
@@ -608,34 +569,33 @@ class Disturbance:
         self.start = self.look()
 
     def look(self):
-        """Return the seconds until now: of all processors, used, idle, ours, waited."""
+        """Return the seconds until now: of all processors, used, ours, waited."""
         now = time.perf_counter() * PROCESSORS
         if not HAS_PROC:
-            return now, 0, 0, 0, 0
+            return now, 0, 0, 0
         names = {f'cpu{number}' for number in os.sched_getaffinity(0)}
         with open('/proc/stat') as file:
             rows = [line.split() for line in file if line.partition(' ')[0] in names]
-        tick = os.sysconf('SC_CLK_TCK')
-        used = sum(int(row[field]) for row in rows for field in (1, 2, 3, 8)) / tick
-        idle = sum(int(row[field]) for row in rows for field in (4, 5)) / tick
+        ticks = sum(int(row[field]) for row in rows for field in (1, 2, 3, 8))
         ours = time.process_time() + Server.used
         for server in list(Server.running):
             with contextlib.suppress(OSError):      # it has ended
                 ours += cpu_seconds(server.pid)
-        return now, used, idle, ours, seconds_waited() * PROCESSORS
+        return now, ticks / os.sysconf('SC_CLK_TCK'), ours, seconds_waited() * PROCESSORS
 
     def stop(self):
         """Measure, and return self."""
         passed, *times = [now - before for now, before in zip(self.look(), self.start)]
-        used, self.idle, ours, self.waited = [seconds / passed for seconds in times]
-        self.others = max(0, used - ours - self.servers / passed)
+        self.used, ours, self.waited = [seconds / passed for seconds in times]
+        self.others = max(0, self.used - ours - self.servers / passed)
         return self
 
     @property
     def disturbed(self):
         """Whether others had more than a tenth, and more than was idle; or whether we waited for
         more than a tenth though much was idle. (With less idle, our servers may be the cause.)"""
-        return self.others > max(0.1, self.idle) or self.waited > 0.1 and self.idle > 0.4
+        idle = 1 - self.used
+        return self.others > max(0.1, idle) or (self.waited > 0.1 and idle > 0.4)
 
     def words(self):
         """Return what disturbed us in words; '' if nothing did."""
@@ -693,9 +653,8 @@ class Load:
         self.due = time.perf_counter()
         first = self.count
         self.count += count
-        with signals_wait():        # or a Ctrl-C now could leave a socket that nobody closes
-            for number in range(first, self.count):
-                self.open_one(number)
+        for number in range(first, self.count):
+            self.open_one(number)
 
     def open_one(self, number):
         sock = socket.socket(socket.AF_INET6 if ':' in self.address[0] else socket.AF_INET)
@@ -712,7 +671,12 @@ class Load:
         """Be one connection. With --reconnect another one takes its place after each answer."""
         try:
             yield from self.begin(number)
-            yield from open_connection(sock, self.address)
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(self.address)
+            yield WRITE         # now it is connected, or has failed
+            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if status:
+                raise OSError(status, os.strerror(status))
             for _ in range(self.most):
                 yield from self.exchange(sock, number)
                 if self.reconnect:
@@ -728,9 +692,6 @@ class Load:
             self.begun.pop(number, None)
             self.errors[reason(error)] += 1
             self.lost.add(number)
-        finally:
-            self.loop.forget(sock)
-            sock.close()
 
     def begin(self, number):
         """Begin a request: now, or in an open loop when the next is due. Return the moments that
@@ -772,13 +733,13 @@ class Load:
     def note_wrong(self, received, expected):
         """Count a wrong answer, and describe the first. Where one is too long, nobody knows where
         the next begins: that connection ends."""
-        at = next((at for at in range(self.size) if received[at] != expected[at]), self.size)
+        at = next(at for at in range(len(received)) if received[at:at + 1] != expected[at:at + 1])
+        wrong = bytes(received[at:at + 20])
         right = repr(expected[at:at + 20])
         if at == self.size:
             right = 'its end (start selectors_server.py with --suffix=)'
-        if not self.first_wrong:
-            wrong = bytes(received[at:at + 20])
-            self.first_wrong = f'byte {at} of an answer: {wrong!r} instead of {right}'
+        self.first_wrong = (self.first_wrong or
+                            f'byte {at} of an answer: {wrong!r} instead of {right}')
         if len(received) > self.size:
             raise ConnectionError('wrong answer')
         self.errors['wrong answer'] += 1
@@ -1459,7 +1420,7 @@ def idle_crowd(server):
     with contextlib.closing(Loop()) as loop:
         hold_idle(Load(loop, server.address, 1, most=1), 100)
         grown = memory_bytes(server.pid) - before
-        workers = thread_count(server.pid)
+        workers = total(server.pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
         used = -cpu_seconds(server.pid)
         available = seconds_waited(server.pid) - time.perf_counter()
         time.sleep(0.06)
@@ -1497,10 +1458,6 @@ def clients_held(server):
         return len(crowd.answered - crowd.lost)
 
 
-def bytes_of_another(server):
-    return share_in_socket(*look_at_bytes(server)) if HAS_PROC else None
-
-
 LOOPS = ['select', SELECTOR, 'non-blocking']
 ASYNC = ['asyncio', 'io_uring']
 CURVE = ['blocking thread', 'non-blocking', 'select', 'selectors poll', SELECTOR, *ASYNC]
@@ -1525,7 +1482,8 @@ EXPERIMENTS = [
     ('work_adds', slow_answer_adds, ('--work', str(SLOW_ANSWER)), MANY),
     ('- wait_16 -', functools.partial(busy, clients=16, seconds=0.06, reconnect=True),
      ('--delay', '0.01'), ['pool of 1', 'pool of 16', 'blocking serial', 'blocking thread']),
-    ('in_socket', bytes_of_another, ('--work', str(COMPUTE)), LOOPS + ASYNC),
+    ('in_socket', lambda server: share_in_socket(*look_at_bytes(server)) if HAS_PROC else None,
+     ('--work', str(COMPUTE)), LOOPS + ASYNC),
 ]
 
 
@@ -1860,8 +1818,9 @@ def prepare():
         if hasattr(stream, 'reconfigure'):
             stream.reconfigure(errors='surrogateescape' if stream is sys.stdin else
                                'backslashreplace')
-    know_statuses()
-    handle_signals(exit_by_signal)
+    if hasattr(signal, 'SIGCHLD'):      # if it is ignored, nobody learns how our servers ended
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    handle_signals(lambda number, frame: sys.exit(128 + number))    # each `with` stops its server
 
 
 def main():

@@ -55,7 +55,8 @@ def setUpModule():
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:   # in the background of a script
         signal.signal(signal.SIGINT, lambda number, frame: None)    # or the servers ignore it too
     client.raise_file_limit()
-    client.know_statuses()
+    if hasattr(signal, 'SIGCHLD'):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def end_run(number, frame):
@@ -148,6 +149,11 @@ def all_ended(pids):
         with contextlib.suppress(OSError):
             return client.proc_stat(pid)[0] != 'Z'
     return wait_until(lambda: not any(map(runs, pids)))
+
+
+def children(pid):
+    parents = client.each_process(client.parent)
+    return [each for each in parents if parents[each] == pid]
 
 
 def count_descriptors(pid):
@@ -608,12 +614,13 @@ class Contract:
         pid = self.server.pid
 
         def counts():
-            return [count_descriptors(pid), client.thread_count(pid), len(client.process_tree(pid))]
+            threads = client.total(pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
+            return [count_descriptors(pid), threads, len(children(pid))]
 
         def none_is_left():
             return all(count <= most for count, most in zip(counts(), allowed))
         self.assert_serves(self.server)
-        wait_until(lambda: len(client.process_tree(pid)) == 1, 1)
+        wait_until(lambda: not children(pid), 1)
         allowed = counts()
         for number in range(60):
             with self.connect(self.server) as sock:
@@ -636,9 +643,9 @@ class Contract:
             for message in b'', b'compute', b'x' * 10000:
                 self.connect(server).sendall(message)
             if LINUX:       # a connection that was not accepted would not keep the port
-                wait_until(lambda: len(client.process_tree(server.pid)) == 4 if self.forks else
+                wait_until(lambda: len(children(server.pid)) == 3 if self.forks else
                            count_descriptors(server.pid) > held)
-            pids = client.process_tree(server.pid) if LINUX else []
+            pids = [server.pid, *children(server.pid)] if LINUX else []
             try:        # as at a terminal: to the whole group
                 os.killpg(server.pid, number) if POSIX else server.process.send_signal(number)
             except OSError as error:
@@ -735,8 +742,8 @@ class BlockingModelTest(ServerTest):
         for script in 'blocking_server.py', 'socketserver_server.py':
             server = self.start_server(script, '--mode', 'process', '--work', '0.1')
             frozen = self.connect(server)
-            wait_until(lambda: len(client.process_tree(server.pid)) == 2)
-            child = client.process_tree(server.pid)[1]
+            wait_until(lambda: children(server.pid))
+            child = children(server.pid)[0]
             os.kill(child, signal.SIGSTOP)
             frozen.sendall(b'hello')
             self.assert_serves(server)
@@ -1675,8 +1682,8 @@ class CompareTest(ServerTest):
         for command, number in (('figure', signal.SIGINT), ('compare', signal.SIGTERM),
                                 ('compare', signal.SIGHUP)):
             process = start_process(self, *PYTHON, path, command)
-            self.assertTrue(wait_until(lambda: len(client.process_tree(process.pid)) > 1))
-            servers = client.process_tree(process.pid)[1:]
+            self.assertTrue(wait_until(lambda: children(process.pid)))
+            servers = children(process.pid)
             process.send_signal(number)
             out, err = process.communicate(timeout=TIMEOUT)
             self.assertEqual((process.returncode, err), (128 + number, b''))
