@@ -334,8 +334,11 @@ def machine():
         system = os.uname().sysname + ' ' + os.uname().release.partition('-')[0]
     else:
         system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
-    processors = '1 processor' if PROCESSORS == 1 else f'{PROCESSORS} processors'
-    return f'{python}{gil}, {system}, {processors}'
+    return f'{python}{gil}, {system}, {counted(PROCESSORS, "processor")}'
+
+
+def counted(number, noun):
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
 def raise_file_limit():
@@ -372,7 +375,8 @@ def each_process(look):
 
 def total(pid, count):
     """Return the sum of COUNT(process) for PID and its children (a server has no others)."""
-    return sum(each_process(lambda each: count(each) if pid in (each, parent(each)) else 0).values())
+    counts = each_process(lambda each: count(each) if pid in (each, parent(each)) else 0)
+    return sum(counts.values())
 
 
 def cpu_seconds(pid):
@@ -413,9 +417,7 @@ def kernel_addresses(address):
     family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
     host = socket.inet_pton(family, address[0].partition('%')[0])       # fe80::1%eth0
     words = ''.join(f'{word:08X}' for word in struct.unpack(f'={len(host) // 4}I', host))
-    if family == socket.AF_INET:
-        words = f'(?:0000000000000000{socket.htonl(0xffff):08X})?{words}'
-    return f'{words}:{address[1]:04X}'
+    return f'(?:0{{16}}{socket.htonl(0xffff):08X})?{words}:{address[1]:04X}'
 
 
 def receive_queue(server_address, client_address):
@@ -443,18 +445,18 @@ def listeners_cpu(address):
 def server_cpu(address, before):
     """Return the CPU seconds since BEFORE (listeners_cpu) of the server: of the process that holds
     our connections, or whose child does; if nobody does, of the one that listens on this address.
-    Raises LookupError with the reason why that is not known."""
+    If that is not known return None; and in any case why."""
     if not HAS_PROC:
-        raise LookupError('only Linux tells')
+        return None, 'only Linux tells'
     pattern = kernel_addresses(address)
     try:
         found = {pid if pid in before else parent(pid)
                  for pid in holders(pattern, CONNECTED) or holders(pattern, LISTENS)}
         if not found or not found <= set(before):
-            raise LookupError("no process of ours listens there now: is it another user's?")
-        return sum(cpu_seconds(pid) - before[pid] for pid in found)
+            return None, "no process of ours listens there now: is it another user's?"
+        return sum(cpu_seconds(pid) - before[pid] for pid in found), ''
     except OSError:
-        raise LookupError('the server has ended') from None
+        return None, 'the server has ended'
 
 
 def handle_signals(handler):
@@ -493,8 +495,8 @@ class Server(contextlib.AbstractContextManager):
             raise
 
     def launch(self, command, options):
-        """Start the process. Signals that end us must wait meanwhile: otherwise a Ctrl-C could leave
-        a server that nobody stops."""
+        """Start the process. Signals that end us wait meanwhile: otherwise a Ctrl-C could leave a
+        server that nobody stops."""
         came = []
         handlers = handle_signals(lambda number, frame: came.append(number))
         try:
@@ -543,9 +545,7 @@ class Server(contextlib.AbstractContextManager):
                 os.killpg(self.pid, signal.SIGKILL)
             else:
                 self.process.kill()
-        if self.reader.ident is None:       # it could not start
-            self.process.stdout.close()
-        else:
+        with contextlib.suppress(RuntimeError):     # it could not start
             self.reader.join(3)
         Server.running.discard(self)
         return self.process.wait()
@@ -722,17 +722,16 @@ class Load:
             if not data:
                 raise ConnectionError('closed by the server')
             received += data
-        latency = time.perf_counter() - self.begun[number]
         self.answered.add(number)
+        self.check(received, start, time.perf_counter() - self.begun[number])
+
+    def check(self, received, start, latency):
+        """Count an answer, and describe the first that is wrong. Where one is too long, nobody
+        knows where the next begins: that connection ends."""
         expected = self.upper[start:start + self.size]
         if received == expected:
             self.latencies[bucket(latency)] += 1
-        else:
-            self.note_wrong(received, expected)
-
-    def note_wrong(self, received, expected):
-        """Count a wrong answer, and describe the first. Where one is too long, nobody knows where
-        the next begins: that connection ends."""
+            return
         at = next(at for at in range(len(received)) if received[at:at + 1] != expected[at:at + 1])
         wrong = bytes(received[at:at + 20])
         right = repr(expected[at:at + 20])
@@ -810,6 +809,7 @@ def load(args):
         report, status = measure_load(active, args)
         for error, count in idle.errors.items():
             report['errors'][f'idle connections: {error}'] = count
+    show_progress('')
     print(json.dumps(report) if args.json else format_load(report, args), flush=True)
     bad = report['errors'] or report['never_answered'] or not report['requests']
     return status or (1 if bad else 0)
@@ -839,15 +839,20 @@ def measure_load(active, args):
     status = run_load(active, args, start)
     seconds = time.perf_counter() - start
     own = time.process_time() - own
-    show_progress('')
-    report = {name: getattr(args, name) for name in ('connections', 'idle', 'size', 'reconnect',
-                                                     'rate', 'text')}
-    report.update(active.report(start + seconds), seconds=seconds, interrupted=status != 0)
+    cpu, not_known = server_cpu(active.address, before)
+    watch.servers = cpu or 0
+    watch.stop()
+    report = active.report(start + seconds)
+    for name in 'connections', 'idle', 'size', 'reconnect', 'rate', 'text':
+        report[name] = getattr(args, name)
     requests = report['requests']
-    report.update(server_cost(active.address, before, watch, requests),
-                  requests_per_second=requests / seconds,
+    report.update(seconds=seconds, interrupted=status != 0, requests_per_second=requests / seconds,
+                  client_cpu_percent=100 * own / seconds, not_known=not_known,
+                  others_percent=None if not_known else 100 * watch.others,
+                  disturbed='' if not_known else watch.words(),
                   client_cpu_us_per_request=own / requests * 1e6 if requests else None,
-                  client_cpu_percent=100 * own / seconds)
+                  server_cpu_us_per_request=None if not_known or not requests else
+                  cpu / requests * 1e6)
     return report, status
 
 
@@ -856,24 +861,6 @@ def show_progress(words):
     if sys.stderr.isatty():
         width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
         print(f'\r{words[:width]:<{width}}', end='\r', file=sys.stderr, flush=True)
-
-
-def server_cost(address, before, watch, requests):
-    """Return the server's CPU and what other programs used; None if not known, and why."""
-    report = {'server_cpu_us_per_request': None, 'others_percent': None, 'disturbed': '',
-              'not_known': ''}
-    try:
-        watch.servers = server_cpu(address, before)
-        report.update(others_percent=100 * watch.stop().others, disturbed=watch.words())
-        if requests:
-            report['server_cpu_us_per_request'] = watch.servers / requests * 1e6
-    except LookupError as error:
-        report['not_known'] = str(error)
-    return report
-
-
-def counted(number, noun):
-    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
 def format_load(report, args):
