@@ -1613,8 +1613,8 @@ def terms(conditions):
             for side in condition.split(' < ')]
 
 
-def judge(conditions, run):
-    """Return the verdict on a claim, and the metrics that decide it, in words."""
+def judge(run, section, claim, conditions):
+    """Return a claim, with its verdict and the metrics that decide it in words."""
     sides = terms(conditions)
     verdicts = [judge_one(low, high, run) for low, high in zip(sides[::2], sides[1::2])]
     verdict = next((each for each in (FAILS, NONE, UNSURE, HOLDS) if each in verdicts), NONE)
@@ -1625,7 +1625,8 @@ def judge(conditions, run):
             values = run.words(metric, model, whole_range=verdict != HOLDS)
             evidence.setdefault(METRICS[metric].words, {})[f'{name} {values}'] = True
     words = [f'{words}: {", ".join(found)}' for words, found in evidence.items()]
-    return verdict, '; '.join(words) or 'this machine or Python does not have what it is about'
+    return {'section': section, 'claim': claim, 'conditions': conditions, 'verdict': verdict,
+            'evidence': '; '.join(words) or 'this machine or Python lacks what it is about'}
 
 
 def judge_one(low, high, run):
@@ -1726,11 +1727,7 @@ def compare(args):
         status = stop.code
     show_progress('')
     run.whole.stop()
-    judged = []
-    for section, claim, conditions in CLAIMS:
-        verdict, evidence = judge(conditions, run)
-        judged.append({'section': section, 'claim': claim, 'conditions': conditions,
-                       'verdict': verdict, 'evidence': evidence})
+    judged = [judge(run, *row) for row in CLAIMS]
     rows = report_rows(run, judged, partial=status != 0)
     write_svg(args.svg, draw_rows(rows, 'I/O models, measured'))
     if args.json:

@@ -1575,6 +1575,9 @@ class CompareTest(ServerTest):
                         for key, found in values.items()}
         return run
 
+    def verdict(self, conditions, run):
+        return client.judge(run, 'section', 'claim', conditions)['verdict']
+
     def test_verdicts(self):
         """They follow the ranges; a tenth apart is enough, and one odd value is enough for
         `cannot tell`. Values that were disturbed deny nothing, and of wall time decide nothing."""
@@ -1586,15 +1589,15 @@ class CompareTest(ServerTest):
                 ('second', [1, 1], [2, 2], client.HOLDS, client.UNSURE)):
             conditions = [f'{metric}@select < {metric}@pool of 4', f'{metric}@select < 900']
             values = {(metric, 'select'): low, (metric, 'pool of 4'): high}
-            self.assertEqual(client.judge(conditions, self.made_up(values))[0], verdict)
-            self.assertEqual(client.judge(conditions, self.made_up(values, True))[0], disturbed)
+            self.assertEqual(self.verdict(conditions, self.made_up(values)), verdict)
+            self.assertEqual(self.verdict(conditions, self.made_up(values, True)), disturbed)
         run = self.made_up({('cpu_100', 'select'): [1, 1.1]})
-        self.assertEqual(client.judge(['2 * cpu_100@select < 2.5'], run)[0], client.HOLDS)
+        self.assertEqual(self.verdict(['2 * cpu_100@select < 2.5'], run), client.HOLDS)
         for conditions in ['second@io_uring < 1'], []:
-            self.assertEqual(client.judge(conditions, run)[0], client.NONE)
+            self.assertEqual(self.verdict(conditions, run), client.NONE)
         run = self.made_up({('cpu_100', 'select'): [9, 9]}, disturbed=True)
         run.measured['cpu_100', 'select'].append((1, False))    # a clean value replaces them
-        self.assertEqual(client.judge(['cpu_100@select < 2'], run)[0], client.HOLDS)
+        self.assertEqual(self.verdict(['cpu_100@select < 2'], run), client.HOLDS)
 
     def test_every_metric_is_measured_and_used(self):
         """In claims, in the table or in the growth of cost."""
@@ -1613,8 +1616,7 @@ class CompareTest(ServerTest):
         run = self.made_up({(metric, model): [number * client.METRICS[metric].unit
                                               for number in (123.4, 234.5)]
                             for metric, model in self.MEASURED})
-        judged = [{'section': section, 'claim': claim, 'evidence': client.judge(terms, run)[1],
-                   'verdict': client.UNSURE} for section, claim, terms in client.CLAIMS]
+        judged = [{**client.judge(run, *row), 'verdict': client.UNSURE} for row in client.CLAIMS]
         for claim in judged:
             self.assertLessEqual(len(client.claim_rows([claim])), 3, claim)
         run.failed['io_uring', ''] = 'no \x1b[2J' + 90 * 'x'
