@@ -85,7 +85,7 @@ def chat(args):
             end = 'Ctrl-D' if os.name == 'posix' else 'Ctrl-Z Enter'
             print(f'connected to {format_address(sock.getpeername())} '
                   f'from {format_address(sock.getsockname())}; exit or {end} leaves', flush=True)
-            converse(sock, typed_lines(sock, args.quiet), args.quiet)
+            converse(sock, typed_lines(sock), args.quiet)
         else:
             pipe(sock)
 
@@ -98,10 +98,11 @@ def converse(sock, messages, quiet):
             sock.settimeout(None)               # the timeout that ends a reply is not for sending
             with contextlib.suppress(OSError):      # if the connection is lost, recv tells
                 sock.sendall(message.encode('utf-8', 'surrogateescape'))
-            if message.strip() == 'exit':
-                break
-            if not show_reply(sock, None, quiet):
-                sys.exit('the server has closed the connection')
+        if message.strip() == 'exit':
+            break
+        first = None if message.strip() else 0.001      # blank: only what has come already
+        if not show_reply(sock, first, quiet):
+            sys.exit('the server has closed the connection')
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_WR)
     # Wait for its close: a reset would crash the notes' servers. And a slow one has more to say.
@@ -112,24 +113,21 @@ def converse(sock, messages, quiet):
         show_reply(sock, max(1, quiet), max(1, quiet))
 
 
-def typed_lines(sock, quiet):
-    """Yield the lines that a person types, until Ctrl-D. What the server says meanwhile is shown
-    at once, and so is its leaving. (On Windows we can wait for the keyboard only.)"""
-    while True:
+def typed_lines(sock):
+    """Yield the lines that a person types, until Ctrl-D, and a blank one if the server says
+    something first, or leaves. (On Windows we can wait for the keyboard only.)"""
+    line = ' '
+    while line:
         print('>>: ', end='', flush=True)
+        ready = [0]
         if hasattr(select, 'poll'):
             poll = select.poll()            # select takes no descriptor above 1023
             poll.register(0, select.POLLIN)
             poll.register(sock, select.POLLIN)
-            if 0 not in dict(poll.poll()):      # blocks until somebody says something
-                print()
-                if not show_reply(sock, None, quiet):
-                    sys.exit('the server has closed the connection')
-                continue
-        line = sys.stdin.readline()
-        if not line:
-            print()
-            return
+            ready = dict(poll.poll())       # blocks until somebody says something
+        line = sys.stdin.readline() if 0 in ready else ' '
+        if not line.endswith('\n'):
+            print()                         # the prompt's line is still open
         yield line.strip()
 
 
