@@ -184,44 +184,41 @@ def write_all(data):
 
 def pipe(sock):
     """Send standard input to the server and write what comes back to standard output."""
-    result = []         # the number of bytes that were sent, or why not all
-    threading.Thread(target=send_input, args=(sock, result), daemon=True).start()
+    sent = []           # the number of bytes, or why not all
+    threading.Thread(target=send_input, args=(sock, sent), daemon=True).start()
     received = 0
-    with contextlib.suppress(ConnectionResetError, ConnectionAbortedError):
-        for data in iter(lambda: sock.recv(65536), b''):
-            received += len(data)
-            write_all(data)
-    if not result:
-        sys.exit('the server has closed the connection before all input was sent')
-    if isinstance(result[0], str):
-        sys.exit(result[0])
-    if received < result[0]:        # more is fine: selectors_server.py adds a suffix
-        sys.exit(f'the server has sent back {received} of {result[0]} bytes, then closed')
+    for data in iter(lambda: receive(sock, None), b''):
+        received += len(data)
+        write_all(data)
+    sent.append('the server has closed the connection before all input was sent')
+    if isinstance(sent[0], str):
+        sys.exit(sent[0])
+    if received < sent[0]:          # more is fine: selectors_server.py adds a suffix
+        sys.exit(f'the server has sent back {received} of {sent[0]} bytes, then closed')
 
 
 def send_input(sock, result):
-    """Send all of standard input, put how many bytes it was into RESULT, then half-close."""
+    """Send all of standard input, then half-close. To RESULT add the number of bytes, or why it
+    cannot be read; nothing if the connection is lost, which the main thread sees too."""
     sent = 0
-    with contextlib.suppress(OSError):      # it is gone: the main thread sees that too
-        try:
-            for data in iter(read_input, b''):
-                sock.sendall(data)
-                sent += len(data)
-            result.append(sent)
-        except ValueError as error:
-            result.append(str(error))
+    with contextlib.suppress(OSError):
+        for data in iter(lambda: read_input(result), b''):
+            sock.sendall(data)
+            sent += len(data)
+        result.append(sent)
         sock.shutdown(socket.SHUT_WR)       # now the server sends what it owes, and closes
 
 
-def read_input():
-    """Return the next bytes of standard input, b'' at its end. Raises ValueError if it fails."""
+def read_input(result):
+    """Return the next bytes of standard input, b'' at its end; if it fails, RESULT says why."""
     while True:
         try:
             return os.read(0 if sys.stdin else -1, 65536)       # -1: it is closed
         except BlockingIOError:             # it does not block (O_NONBLOCK), and nothing is there
             select.select([0], [], [])      # blocks until something is
         except OSError as error:
-            raise ValueError(f'cannot read standard input: {reason(error)}') from None
+            result.append(f'cannot read standard input: {reason(error)}')
+            return b''
 
 
 # ---- many clients: Loop ----
