@@ -75,8 +75,6 @@ def chat(args):
     comes back is written. "connected" does not mean that the server has accepted
     us: until then the kernel of its machine keeps the connection in a queue.
     """
-    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:   # it is after & in a shell script
-        signal.signal(signal.SIGINT, signal.SIG_DFL)        # Ctrl-C ends us at once, in any call
     with connect(args.host, args.port) as sock:
         if args.message:
             converse(sock, args.message, args.quiet)
@@ -1788,7 +1786,7 @@ def parse_arguments(words):
 
 
 def prepare():
-    """Set up streams and signals. Exits if there is no standard output."""
+    """Set up streams. Exits if there is no standard output."""
     if not sys.stderr:          # closed (2>&-): what is meant for it goes nowhere
         sys.stderr = open(os.devnull, 'w')
     if not sys.stdout:
@@ -1799,14 +1797,15 @@ def prepare():
                                'backslashreplace')
     if hasattr(signal, 'SIGCHLD'):      # if it is ignored, nobody learns how our servers ended
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    handle_signals(lambda number, frame: sys.exit(128 + number))    # each `with` stops its server
 
 
 def main():
     prepare()
     try:
-        args = parse_arguments(sys.argv[1:])
         try:
+            args = parse_arguments(sys.argv[1:])
+            if args.command is not chat:        # which a signal ends at once, in any call
+                handle_signals(lambda number, frame: sys.exit(128 + number))
             status = args.command(args)
         finally:
             handle_signals(lambda number, frame: None)      # now they must not disturb us
