@@ -1811,7 +1811,7 @@ def main():
             handle_signals(lambda number, frame: None)      # now they must not disturb us
             for server in list(Server.running):
                 server.stop()
-        sys.stdout.flush()      # here, so that an error of it is seen
+            sys.stdout.flush()      # here, so that an error of it is seen
         sys.exit(status)
     except (OSError, MemoryError) as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # Python must not write the rest at its exit
