@@ -1299,6 +1299,8 @@ class ClientTest(ServerTest):
                  b'cannot write to standard output: it is closed\n'),
                 (f'{command} -m hello -m again | true', 0, 0, b''),
                 (f'{command} -m hello > /dev/full', 1, 0, FULL),
+                (f'PYTHONUNBUFFERED= {command} --help > /dev/full', 1, 0,
+                 b'cannot go on: No space left on device\n'),
                 (f'printf hello | PYTHONUNBUFFERED=1 {command} > /dev/full', 1, 0, FULL),
                 (f'{command} <&-', 1, 0, UNREADABLE),
                 (f'{command} 0>/dev/null', 1, 0, UNREADABLE),
