@@ -1750,7 +1750,7 @@ def parse_arguments(words):
     for command in chat, load, figure, compare:
         description = (command.__doc__ or '').replace('\n    ', '\n')
         subparser = commands.add_parser(command.__name__, description=description, **form)
-        subparser.set_defaults(command=command, parser=subparser)
+        subparser.set_defaults(command=command)
         add[command] = subparser.add_argument
     for command in chat, load:
         add[command]('--host', default='127.0.0.1', help='default %(default)s')
@@ -1779,10 +1779,9 @@ def parse_arguments(words):
         add[command]('--svg', metavar='FILE', help='also write it as a picture')
     if not words or words[0].startswith('-') and words[0] not in ('-h', '--help'):
         words = ['chat', *words]
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        args.parser.error(f'unrecognized arguments: {" ".join(unknown)}')
-    return args
+    if words[0] in commands.choices:        # a mistake is told with the usage of this command
+        return commands.choices[words[0]].parse_args(words[1:])
+    return parser.parse_args(words)         # exits: --help, or no such command
 
 
 def prepare():
