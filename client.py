@@ -1787,13 +1787,12 @@ def parse_arguments(words):
 def prepare():
     """Set up streams. Exits if there is no standard output."""
     if not sys.stderr:          # closed (2>&-): what is meant for it goes nowhere
-        sys.stderr = open(os.devnull, 'w')
+        sys.stderr = open(os.devnull, 'w', errors='ignore')
     if not sys.stdout:
         sys.exit('cannot write to standard output: it is closed')
-    for stream in sys.stdin, sys.stdout, sys.stderr:    # a console may not know every character
+    for stream, errors in (sys.stdin, 'surrogateescape'), (sys.stdout, 'backslashreplace'):
         if hasattr(stream, 'reconfigure'):
-            stream.reconfigure(errors='surrogateescape' if stream is sys.stdin else
-                               'backslashreplace')
+            stream.reconfigure(errors=errors)   # a console may not know every character
     if hasattr(signal, 'SIGCHLD'):      # if it is ignored, nobody learns how our servers ended
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
