@@ -168,10 +168,9 @@ def printable(text):
 
 def write_all(data):
     """Write DATA to standard output, which may take only a part of it, or not block at all."""
-    unsent = memoryview(data)
-    while unsent:
+    while data:
         try:
-            unsent = unsent[os.write(1, unsent):]
+            data = data[os.write(1, data):]
         except BlockingIOError:
             select.select([], [1], [])      # blocks until its reader has read some
         except BrokenPipeError:             # nobody reads it any more: main ends without a word
