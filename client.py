@@ -78,8 +78,7 @@ def chat(args):
     with connect(args.host, args.port) as sock:
         if args.message:
             converse(sock, args.message, args.quiet)
-        elif sys.stdin and sys.stdin.isatty() and (     # on Windows NUL claims to be one too
-                os.name == 'posix' or 'Console' in type(sys.stdin.buffer.raw).__name__):
+        elif sys.stdin and sys.stdin.isatty():      # on Windows NUL, too, which leaves at once
             end = 'Ctrl-D' if os.name == 'posix' else 'Ctrl-Z Enter'
             print(f'connected to {format_address(sock.getpeername())} '
                   f'from {format_address(sock.getsockname())}; exit or {end} leaves', flush=True)
