@@ -131,7 +131,7 @@ def typed_lines(sock):
 def show_reply(sock, first, quiet):
     """Show all that comes until nothing has come for QUIET seconds; the first piece has FIRST
     seconds (None: any time). Return whether the server is still there."""
-    decoder = codecs.getincrementaldecoder('utf-8')('replace')
+    decoder = codecs.getincrementaldecoder('utf-8')('replace')      # keeps half a character
     piece = receive(sock, first)
     if piece:
         while piece:
@@ -151,8 +151,7 @@ def receive(sock, timeout):
 
 
 def show(piece, decoder, end=''):
-    """Print a piece of a reply: elsewhere byte for byte, to a terminal as text, with escapes for
-    control characters. DECODER keeps the first half of a character until the second half comes."""
+    """Print a piece of a reply: to a terminal as text, elsewhere byte for byte."""
     if sys.stdout.isatty():
         print(printable(decoder.decode(piece, final=bool(end))), end=end, flush=True)
     else:
