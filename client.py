@@ -1801,13 +1801,12 @@ def main():
             args = parse_arguments(sys.argv[1:])
             if args.command is not chat:        # which a signal ends at once, in any call
                 handle_signals(lambda number, frame: sys.exit(128 + number))
-            status = args.command(args)
+            sys.exit(args.command(args))
         finally:
             handle_signals(lambda number, frame: None)      # now they must not disturb us
             for server in list(Server.running):
                 server.stop()
             sys.stdout.flush()      # here, so that an error of it is seen
-        sys.exit(status)
     except (OSError, MemoryError) as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)    # Python must not write the rest at its exit
         silent = isinstance(error, BrokenPipeError)     # nobody reads our output any more
