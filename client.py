@@ -1194,11 +1194,11 @@ LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
 def three_clients():
     """Return the rows of the third picture."""
     models = [model for members in GROUPS.values() for model in members]
-    found = play_slow(models, '--delay')
+    found = play_slow(models, 'delay')
     size = min(2, PROCESSORS)       # of those that compute, each should find a free processor
     for start in range(0, len(models), size):
         show_progress(f'three clients: {models[start]}')
-        found.update(play_slow(models[start:start + size], '--work'))
+        found.update(play_slow(models[start:start + size], 'work'))
     rows = [[('title', 'Three clients: A connects first and asks at 0.3 s, B and C ask at once')],
             [('', f'each answer:  waits {SLOW} s (--delay){"":18}computes {SLOW} s (--work)')],
             [('', f'{"":13}' + 2 * '0    0.2  0.4  0.6  0.8s waited    ')]]
@@ -1215,7 +1215,7 @@ def play_slow(models, slow):
         for model in models:
             with noting(found, (model, slow)):
                 servers[model] = stack.enter_context(
-                    Server(*MODELS[model], slow, str(SLOW), '--trace'))
+                    Server(*MODELS[model], f'--{slow}', str(SLOW), '--trace'))
         for model, server in servers.items():
             with noting(found, (model, slow)):
                 playing[model] = play(server, THREE)
@@ -1223,38 +1223,26 @@ def play_slow(models, slow):
             with noting(found, (model, slow)):
                 finish(clients)
                 time.sleep(0.02)            # for the last line of the trace
-                found[model, slow] = [client_phases(client, servers[model].log)
+                found[model, slow] = [client_phases(client, slow, servers[model].log)
                                       for client in clients]
     return found
 
 
-UNITS = {'us': 1e-6, 'ms': 1e-3, 's': 1}
-TRACE_LINE = re.compile(r' *[\d.]+ s  (#\d+) +(\S+) +(.*)')
-
-
-def client_phases(client, log):
-    """Return what a client waited for, [(kind, start, end, label)], and how long, in seconds."""
-    number = words = None
-    asked = client.asked
-    accepted = done = replied = client.replied
-    for when, line in log:
-        match = TRACE_LINE.match(line)
-        who, call, said = match.groups() if match else (None, None, '')
-        if call == 'accept' and said.endswith(f':{client.port} joined'):
-            number = who
-            accepted = when - client.begin
-        elif call == 'answer' and who == number and not said.endswith('...'):
-            words = said
-            done = when - client.begin
-    phases = [('wait', client.connected, asked, ''), ('held', asked, replied, '')]
-    if accepted > asked:
-        phases.append(('unaccepted', asked, accepted, ''))
-    if words:
-        kind = 'work' if words.startswith('computed') else 'delay'
-        end = replied if replied - done < 0.01 else done        # less would not be visible
-        amount, unit = re.findall(r'([\d.]+) (us|ms|s)\b', words)[-1]
-        phases.append((kind, max(asked, done - float(amount) * UNITS[unit]), end, ''))
-    return phases + [('ask', asked, asked, '')], replied - asked
+def client_phases(client, kind, log):
+    """Return what a client waited for, [(kind, start, end, label)], and how long, in seconds. The
+    trace has a line when the server accepts it, and when its answer, of this KIND, begins and ends.
+    """
+    lines = '\n'.join(line for when, line in log)
+    number = re.search(rf'(#\d+) .*:{client.port} joined', lines)[1]
+    accepted, begun, done = [when - client.begin for when, line in log
+                             if re.search(rf' {number} +(accept|answer) ', line)]
+    asked, replied = client.asked, client.replied
+    if replied - done < 0.01:       # less would not be visible
+        done = replied
+    phases = [('wait', client.connected, asked, ''), ('held', asked, replied, ''),
+              ('unaccepted', asked, max(asked, accepted), ''), (kind, begun, done, ''),
+              ('ask', asked, asked, '')]
+    return phases, replied - asked
 
 
 def group_rows(name, members, found):
@@ -1262,7 +1250,7 @@ def group_rows(name, members, found):
     rows = []
     good = []       # of each member (phases, waited) of A, B and C, by --delay and by --work
     for model in members:
-        halves = [found[model, slow] for slow in ('--delay', '--work')]
+        halves = [found[model, slow] for slow in ('delay', 'work')]
         errors = [half for half in halves if isinstance(half, str)]
         if errors:
             rows.append(missing_row(model, errors[0]))

@@ -1750,8 +1750,8 @@ class FigureTest(ServerTest):
         models = ['select', 'selectors select', 'missing']
 
         def played():
-            found = {**client.play_slow(models, '--delay'), **client.play_slow(models, '--work')}
-            for slow in '--delay', '--work':
+            found = {**client.play_slow(models, 'delay'), **client.play_slow(models, 'work')}
+            for slow in 'delay', 'work':
                 waits = [waited for phases, waited in found['select', slow]]
                 self.assertGreater(waits[1], 0.9 * client.SLOW)
                 self.assertGreater(waits[2], 1.4 * client.SLOW)     # C is held up by B
