@@ -908,20 +908,22 @@ KINDS = {       # kind: character, colour on a terminal (of 256), colour in an S
     'memory': ('m', 114, '#84cf93'), 'delay': ('d', 114, '#84cf93'),    # green: it has it in hand
     'work': ('c', 114, '#84cf93'),
 }
+LABELS = {'wait': ' waits for the data ', 'asleep': ' asleep ', 'asks': ' asks '}
 
 
 def paint(phases, seconds, width):
-    """Return WIDTH cells for SECONDS, as parts of a row. PHASES are (kind, start, end, label)."""
-    cells = [('', '')] * width
-    for kind, start, end, label in phases:
+    """Return WIDTH cells for SECONDS, as parts of a row. PHASES are (kind, start, end)."""
+    cells = [''] * width
+    for kind, start, end in phases:
         first = max(0, min(width - 1, int(start / seconds * width)))
         last = max(first + 1, min(width, round(end / seconds * width)))
-        cells[first:last] = [(kind, label)] * (last - first)
+        cells[first:last] = [kind] * (last - first)
     parts = []
-    for (kind, label), run in itertools.groupby(cells):
+    for kind, run in itertools.groupby(cells):
         size = len(list(run))
-        label = f' {label} ' if label and len(label) < size - 2 else ''
-        parts.append((kind, label.center(size, KINDS[kind][0])))
+        label = LABELS.get(kind, '')
+        words = label if len(label) < size else ''
+        parts.append((kind, words.center(size, KINDS[kind][0])))
     return parts
 
 
@@ -1089,8 +1091,8 @@ def one_read():
     """Return the rows of the first picture."""
     rows = [[('title', 'One read: the client is silent for 0.3 s, then says hello')],
             [('', f'{"":13}0        0.1      0.2      0.3 s')],
-            [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3, 'waits for the data')], 0.3, 27),
-             ('copy', '#'), ('', '  copy: too short for this scale')]]
+            [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3)], 0.3, 27), ('copy', '#'),
+             ('', '  copy: too short for this scale')]]
     for name, model, pattern, words in READS:
         rows.append(draw_server(name, model, ['--trace'], lambda server: read_row(
             *watch_one_read(server), pattern, words)))
@@ -1124,7 +1126,7 @@ def read_row(client, states, trace, pattern, words):
     phases = []
     for now, state in states:       # the next paints over what is not its own
         kind = 'asks' if state == 'R' else 'asleep'
-        phases.append((kind, now, client.asked, kind))
+        phases.append((kind, now, client.asked))
     copy = ('', ' ') if 'in place' in label else ('copy', '#')
     return [*paint(phases, 0.3, 27), copy, ('', f'  {label}')]
 
@@ -1172,7 +1174,7 @@ def share_in_socket(hello, left, done):
 
 def bytes_row(hello, left, done):
     """Return the parts of a row."""
-    phases = [('wait', 0, hello, ''), ('memory', left, 0.4, ''), ('socket', hello, left, '')]
+    phases = [('wait', 0, hello), ('memory', left, 0.4), ('socket', hello, left)]
     kernel = share_in_socket(hello, left, done) < 0.5
     copier = 'the kernel, meanwhile' if kernel else 'recv, when it is back'
     return [*paint(phases, 0.4, 32), ('', f'  {(left - hello) * 1e3:.0f} ms: {copier}')]
@@ -1229,7 +1231,7 @@ def play_slow(models, slow):
 
 
 def client_phases(client, kind, log):
-    """Return what a client waited for, [(kind, start, end, label)], and how long, in seconds. The
+    """Return what a client waited for, [(kind, start, end)], and how long, in seconds. The
     trace has a line when the server accepts it, and when its answer, of this KIND, begins and ends.
     """
     lines = '\n'.join(line for when, line in log)
@@ -1239,9 +1241,9 @@ def client_phases(client, kind, log):
     asked, replied = client.asked, client.replied
     if replied - done < 0.01:       # less would not be visible
         done = replied
-    phases = [('wait', client.connected, asked, ''), ('held', asked, replied, ''),
-              ('unaccepted', asked, max(asked, accepted), ''), (kind, begun, done, ''),
-              ('ask', asked, asked, '')]
+    phases = [('wait', client.connected, asked), ('held', asked, replied),
+              ('unaccepted', asked, max(asked, accepted)), (kind, begun, done),
+              ('ask', asked, asked)]
     return phases, replied - asked
 
 
