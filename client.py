@@ -1063,11 +1063,11 @@ def noting(failed, key):
         failed[key] = repr(error)
 
 
-def draw_server(name, model, options, draw):
-    """Return the row of a server: what DRAW returns while it runs, or why that is missing."""
+def draw_server(name, model, options, draw, *details):
+    """Return the row of a server: what DRAW(server, *details) returns, or why that is missing."""
     failed = {}
     with noting(failed, name), Server(*MODELS[model], *options) as server:
-        return [('', f'{name:<13}'), *draw(server)]
+        return [('', f'{name:<13}'), *draw(server, *details)]
     return missing_row(name, failed[name])
 
 
@@ -1094,39 +1094,29 @@ def one_read():
             [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3)], 0.3, 27), ('copy', '#'),
              ('', '  copy: too short for this scale')]]
     for name, model, pattern, words in READS:
-        rows.append(draw_server(name, model, ['--trace'], lambda server: read_row(
-            *watch_one_read(server), pattern, words)))
+        rows.append(draw_server(name, model, ['--trace'], read_row, pattern, words))
     return rows
 
 
-def watch_one_read(server):
-    """Play one client. Return it, the states of the server's main thread, which is the one that
-    talks to it (state R of /proc/PID/stat runs, S is asleep: proc(5)), and the trace."""
-    clients = play(server, [(0, 0.3)])
-    client = clients[0]
-    states = []
-    while HAS_PROC and client.asked is None and not client.error:
-        if client.connected is not None:
-            states.append((client.now(), proc_stat(server.pid)[0]))
+def read_row(server, pattern, words):
+    """Return what a server does until hello comes, and what its trace says of the read. Its main
+    thread talks to the client: state R of /proc/PID/stat runs, any other is asleep (proc(5))."""
+    client, = clients = play(server, [(0, 0.3)])
+    phases = []
+    while client.asked is None and not client.error:
+        if HAS_PROC and client.connected is not None:
+            kind = 'asks' if proc_stat(server.pid)[0] == 'R' else 'asleep'
+            phases.append((kind, client.now(), 0.3))    # the next paints over what is not its own
         time.sleep(0.002)
-    del states[-1:]         # hello may have come already
     finish(clients)
     server.expect("b'': the client closed")
-    return client, states, '\n'.join(line for when, line in server.log)
-
-
-def read_row(client, states, trace, pattern, words):
-    """Return what a server did until hello came, by its states, and what its trace says of it."""
-    match = re.search(pattern, trace, re.S)
+    match = re.search(pattern, '\n'.join(line for when, line in server.log), re.S)
     if not match:
         raise RuntimeError('its trace says nothing of the read')
     label = words.format(*match.groups())
-    if not states:          # not Linux: what the trace says
-        states = [(client.connected, 'R' if 'asked' in label else 'S')]
-    phases = []
-    for now, state in states:       # the next paints over what is not its own
-        kind = 'asks' if state == 'R' else 'asleep'
-        phases.append((kind, now, client.asked))
+    del phases[-1:]             # hello may have come already
+    if not phases:              # not Linux: what the trace says
+        phases = [('asks' if 'asked' in label else 'asleep', client.connected, 0.3)]
     copy = ('', ' ') if 'in place' in label else ('copy', '#')
     return [*paint(phases, 0.3, 27), copy, ('', f'  {label}')]
 
