@@ -1130,8 +1130,7 @@ def who_copies():
     title = [('title', 'Who copies while the process computes for B? A says hello at 0.1 s')]
     if not HAS_PROC:
         return [title, [('', 'This needs Recv-Q of /proc/net/tcp, which only Linux has.')]]
-    rows = [draw_server(name, model, ['--work', str(COMPUTE)],
-                        lambda server: bytes_row(*look_at_bytes(server)))
+    rows = [draw_server(name, model, ['--work', str(COMPUTE)], bytes_row)
             for name, model, *_ in READS[1:]]
     return [title, [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')], *rows,
             [('', f'{"":13}'), ('socket', 's'), ('', ' in the socket (Recv-Q 5)   '),
@@ -1139,12 +1138,13 @@ def who_copies():
 
 
 def look_at_bytes(server):
-    """Let the server compute for B while A says hello. Return, in seconds since B asked: when A
-    said hello, when its bytes had left the socket, and when B had its answer. Raises RuntimeError
-    if a client was not on time."""
+    """Let the server compute for B while A says hello. Return, in seconds since B asked, when A
+    said hello and when its bytes had left the socket; and for which share of the computing that
+    remained they were there: below a half if the kernel copies them meanwhile, 1 if recv does when
+    it is back. Raises RuntimeError if a client was not on time."""
     a, b = clients = play(server, [(0, 0.1 + HELLO), (0, 0.1)])
     left = None
-    while left is None and any(client.is_alive() for client in clients):
+    while left is None and a.is_alive():
         start = a.now()
         if a.asked is not None and not receive_queue(server.address, ('127.0.0.1', a.port)):
             left = a.now()
@@ -1153,20 +1153,16 @@ def look_at_bytes(server):
     finish(clients)
     if not 0 < a.asked - b.asked < COMPUTE:
         raise RuntimeError('a client was late: no hello while B was computed')
-    return a.asked - b.asked, (left or a.replied) - b.asked, b.replied - b.asked
+    left = left or a.replied
+    share = (left - a.asked) / max(b.replied - a.asked, 0.001)
+    return a.asked - b.asked, left - b.asked, share
 
 
-def share_in_socket(hello, left, done):
-    """Return for which share of the computing that remained A's bytes were in the socket. If the
-    kernel copies them meanwhile it is below a half, if recv does when it is back it is 1."""
-    return (left - hello) / max(done - hello, 0.001)
-
-
-def bytes_row(hello, left, done):
-    """Return the parts of a row."""
+def bytes_row(server):
+    """Return where A's bytes are while a server computes for B."""
+    hello, left, share = look_at_bytes(server)
     phases = [('wait', 0, hello), ('memory', left, 0.4), ('socket', hello, left)]
-    kernel = share_in_socket(hello, left, done) < 0.5
-    copier = 'the kernel, meanwhile' if kernel else 'recv, when it is back'
+    copier = 'the kernel, meanwhile' if share < 0.5 else 'recv, when it is back'
     return [*paint(phases, 0.4, 32), ('', f'  {(left - hello) * 1e3:.0f} ms: {copier}')]
 
 
@@ -1439,7 +1435,7 @@ EXPERIMENTS = [
     ('work_adds', slow_answer_adds, ('--work', str(SLOW_ANSWER)), MANY),
     ('- wait_16 -', functools.partial(busy, clients=16, seconds=0.06, reconnect=True),
      ('--delay', '0.01'), ['pool of 1', 'pool of 16', 'blocking serial', 'blocking thread']),
-    ('in_socket', lambda server: share_in_socket(*look_at_bytes(server)) if HAS_PROC else None,
+    ('in_socket', lambda server: look_at_bytes(server)[2] if HAS_PROC else None,
      ('--work', str(COMPUTE)), LOOPS + ASYNC),
 ]
 

@@ -1743,7 +1743,7 @@ class FigureTest(ServerTest):
         for command, copier in cases:
             server = self.start_server(*command, '--work', str(client.COMPUTE))
             self.undisturbed(lambda: self.assertIn(
-                copier, text_of(client.bytes_row(*client.look_at_bytes(server)))))
+                copier, text_of(client.bytes_row(server))))
 
     def test_three_clients(self):
         """Loops that agree are one group; one that is missing says why; the SVG has the words."""
