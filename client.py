@@ -16,6 +16,7 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_
 import argparse
 import codecs
 import collections
+import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -1181,49 +1182,38 @@ LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
 
 def three_clients():
     """Return the rows of the third picture."""
-    models = [model for members in GROUPS.values() for model in members]
-    found = play_slow(models, 'delay')
-    size = min(2, PROCESSORS)       # of those that compute, each should find a free processor
-    for start in range(0, len(models), size):
-        show_progress(f'three clients: {models[start]}')
-        found.update(play_slow(models[start:start + size], 'work'))
+    jobs = [(model, kind) for members in GROUPS.values() for model in members
+            for kind in ('delay', 'work')]
+    found, failed = {}, {}
+    # some at a time: each that computes should find a free processor
+    with concurrent.futures.ThreadPoolExecutor(min(2, PROCESSORS)) as pool:
+        list(pool.map(lambda job: play_slow(*job, found, failed), jobs))
     rows = [[('title', 'Three clients: A connects first and asks at 0.3 s, B and C ask at once')],
             [('', f'each answer:  waits {SLOW} s (--delay){"":18}computes {SLOW} s (--work)')],
             [('', f'{"":13}' + 2 * '0    0.2  0.4  0.6  0.8s waited    ')]]
     for name, members in GROUPS.items():
-        rows += group_rows(name, members, found)
+        rows += group_rows(name, members, found, failed)
     return rows + LEGEND
 
 
-def play_slow(models, slow):
-    """Play the three clients against MODELS at the same time. Return {(model, slow): what each
-    client waited for (client_phases), or in words why that is missing}."""
-    found, servers, playing = {}, {}, {}
-    with contextlib.ExitStack() as stack:
-        for model in models:
-            with noting(found, (model, slow)):
-                servers[model] = stack.enter_context(
-                    Server(*MODELS[model], f'--{slow}', str(SLOW), '--trace'))
-        for model, server in servers.items():
-            with noting(found, (model, slow)):
-                playing[model] = play(server, THREE)
-        for model, clients in playing.items():
-            with noting(found, (model, slow)):
-                finish(clients)
-                time.sleep(0.02)            # for the last line of the trace
-                found[model, slow] = [client_phases(client, slow, servers[model].log)
-                                      for client in clients]
-    return found
+def play_slow(model, kind, found, failed):
+    """Play the three clients against a model, with answers that are slow by --delay or by --work,
+    the KIND. FOUND[model, kind] is what each waited for (client_phases), or FAILED[model] why that
+    is missing."""
+    show_progress(f'three clients: {model} --{kind}')
+    with noting(failed, model):
+        with Server(*MODELS[model], f'--{kind}', str(SLOW), '--trace') as server:
+            clients = play(server, THREE)
+            finish(clients)
+        found[model, kind] = [client_phases(client, kind, server) for client in clients]
 
 
-def client_phases(client, kind, log):
-    """Return what a client waited for, [(kind, start, end)], and how long, in seconds. The
-    trace has a line when the server accepts it, and when its answer, of this KIND, begins and ends.
-    """
-    lines = '\n'.join(line for when, line in log)
-    number = re.search(rf'(#\d+) .*:{client.port} joined', lines)[1]
-    accepted, begun, done = [when - client.begin for when, line in log
-                             if re.search(rf' {number} +(accept|answer) ', line)]
+def client_phases(client, kind, server):
+    """Return what a client waited for, [(kind, start, end)], and how long, in seconds. The trace
+    has a line when the server accepts it, and when its answer, of this KIND, begins and ends."""
+    number = server.expect(rf'(#\d+) +accept .*:{client.port} joined')[1]
+    accepted, begun, done = [when - client.begin for when, line in server.log
+                             if re.search(f' {number} +(accept|answer) ', line)]
     asked, replied = client.asked, client.replied
     if replied - done < 0.01:       # less would not be visible
         done = replied
@@ -1233,26 +1223,20 @@ def client_phases(client, kind, log):
     return phases, replied - asked
 
 
-def group_rows(name, members, found):
+def group_rows(name, members, found, failed):
     """Return the rows of a group: its first member's, and how far the waits of all are apart."""
-    rows = []
-    good = []       # of each member (phases, waited) of A, B and C, by --delay and by --work
-    for model in members:
-        halves = [found[model, slow] for slow in ('delay', 'work')]
-        errors = [half for half in halves if isinstance(half, str)]
-        if errors:
-            rows.append(missing_row(model, errors[0]))
-        else:
-            good.append(list(zip(*halves)))
+    rows = [missing_row(model, failed[model]) for model in members if model in failed]
+    good = [found[model, 'delay'] + found[model, 'work'] for model in members
+            if model not in failed]
     heads = [name, '', '']
     if len(good) > 1:
-        waits = [[waited for halves in member for _, waited in halves] for member in good]
+        waits = [[waited for phases, waited in member] for member in good]
         apart = max(max(of_one) - min(of_one) for of_one in zip(*waits))
         heads[1] = f'{len(good)} ' + ('agree' if apart < AGREE else 'differ')
         heads[2] = ('to' if apart < AGREE else 'by') + f' {apart * 1e3:.0f} ms'
-    for head, letter, halves in zip(heads, 'ABC', good[0] if good else []):
-        row = [('', f'{head[:10]:<11}{letter} ')]
-        for phases, waited in halves:
+    for number, head in enumerate(heads if good else []):
+        row = [('', f'{head[:10]:<11}{"ABC"[number]} ')]
+        for phases, waited in good[0][number::3]:       # by --delay, by --work
             row += [*paint(phases, 1.0, 24), ('', f' {waited:5.2f} s   ')]
         rows.append(row)
     return rows
