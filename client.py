@@ -21,6 +21,7 @@ import contextlib
 import errno
 import functools
 import heapq
+import html
 import itertools
 import json
 import math
@@ -943,36 +944,30 @@ def print_rows(rows):
 
 
 def draw_rows(rows, title):
-    """Return rows as an SVG document: coloured cells of 8 by 17 units with the same words."""
+    """Return rows of 80 columns as an SVG document: cells of 8 by 17 units with the same words."""
     fills = ''.join(f'.{kind}{{fill:{fill}}}' for kind, (*_, fill) in KINDS.items() if fill)
     style = ('text{font:13.2px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;'
              'fill:#1a1a1a;white-space:pre}.title,.ask{font-weight:bold}.paper{fill:#fff}' + fills +
              '@media(prefers-color-scheme:dark){.paper{fill:#16181c}text{fill:#eaeaea}'
              'text.cell{fill:#111}.good{fill:#6fd08c}.bad{fill:#ff9184}}')
-    width = 8 * max(len(''.join(words for _, words in row)) for row in rows) + 16
-    height = 17 * len(rows) + 12
-    parts = []
+    width = 8 * 80 + 16
+    parts = ['<svg xmlns="http://www.w3.org/2000/svg" role="img" width="100%" '
+             f'style="max-width:{width}px" viewBox="0 0 {width} {17 * len(rows) + 12}">'
+             f'<title>{title}</title><style>{style}</style>',
+             '<rect class="paper" width="100%" height="100%"/>']
     for number, row in enumerate(rows):
         x = 8
+        y = 6 + 17 * number
         for kind, words in row:
-            parts += draw_part(x, 6 + 17 * number, kind, printable(words))
-            x += 8 * len(words)
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="100%" '
-            f'style="max-width:{width}px" role="img"><title>{title}</title><style>{style}</style>\n'
-            f'<rect class="paper" width="{width}" height="{height}"/>\n'
-            + '\n'.join(parts) + '\n</svg>\n')
-
-
-def draw_part(x, y, kind, words):
-    """Yield the elements of one part of a row: its cell, if it has a colour, and its words."""
-    size = 8 * len(words)
-    coloured = KINDS[kind][1]
-    if coloured:
-        yield f'<rect x="{x}" y="{y}" width="{size}" height="16" class="{kind}"/>'
-    if words.strip():
-        shown = re.sub('[&<>]', lambda match: f'&#{ord(match[0])};', words)
-        yield (f'<text x="{x}" y="{y + 12.5}" textLength="{size}" '
-               f'class="{"cell" if coloured else kind}">{shown}</text>')
+            words = printable(words)
+            size = 8 * len(words)
+            if KINDS[kind][1]:
+                parts.append(f'<rect x="{x}" y="{y}" width="{size}" height="16" class="{kind}"/>')
+                kind = 'cell'
+            parts.append(f'<text x="{x}" y="{y + 12.5}" textLength="{size}" class="{kind}">'
+                         f'{html.escape(words, quote=False)}</text>')
+            x += size
+    return '\n'.join([*parts, '</svg>\n'])
 
 
 def write_svg(path, document):
