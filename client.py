@@ -1244,15 +1244,13 @@ def figure(args):
     write_svg(args.svg, None)       # now, before anything is measured
     raise_file_limit()
     watch = Disturbance()
-    show_progress('one read')
-    rows = [*one_read(), []]
-    show_progress('who copies')
-    rows += [*who_copies(), [], *three_clients()]
+    rows = [[('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')]]
+    for picture in one_read, who_copies, three_clients:
+        show_progress(picture.__name__.replace('_', ' '))
+        rows += [[], *picture()]
     show_progress('')
-    rows.insert(0, [])
     if watch.stop().words():
-        rows.insert(0, [('bad', watch.words())])
-    rows.insert(0, [('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')])
+        rows.insert(1, [('bad', watch.words())])
     write_svg(args.svg, draw_rows(rows, 'I/O models, drawn from a run'))
     print_rows(rows)
     return 0
