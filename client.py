@@ -18,7 +18,6 @@ import codecs
 import collections
 import concurrent.futures
 import contextlib
-import errno
 import functools
 import heapq
 import html
@@ -333,17 +332,21 @@ def counted(number, noun):
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def raise_file_limit():
-    """Raise our limit of open files as far as allowed, never lower it, and return it."""
-    if os.name != 'posix':
-        return 512                          # of our select
-    import resource
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = hard if 0 < hard <= 1 << 20 else 10240     # macOS does not take "unlimited"
-    if 0 <= soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-        return wanted
-    return soft if soft >= 0 else 1 << 20
+def raise_file_limit(needed=0):
+    """Raise our limit of open files as far as allowed, never lower it, and return it. Raises
+    OSError if it is below NEEDED then."""
+    limit = 512                             # of our select on Windows
+    if os.name == 'posix':
+        import resource
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = hard if 0 < hard <= 1 << 20 else 10240       # macOS does not take "unlimited"
+        limit = max(soft, most) if soft >= 0 else 1 << 20
+        if 0 <= soft < limit:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    if limit < needed:
+        raise OSError(f'{needed} open files are needed, and {limit} are allowed: '
+                      'raise the hard limit (ulimit -Hn), or use fewer connections')
+    return limit
 
 
 def proc_stat(pid):
@@ -786,11 +789,7 @@ def load(args):
     latency counts from then on: a server that stands still answers for all that
     it keeps waiting.
     """
-    needed = args.connections + args.idle + 20
-    limit = raise_file_limit()
-    if limit < needed:
-        sys.exit(f'{needed} open files are needed, and {limit} are allowed: '
-                 'raise the hard limit (ulimit -Hn), or use fewer connections')
+    raise_file_limit(args.connections + args.idle + 20)
     with connect(args.host, args.port) as sock:     # a name may have several addresses
         address = sock.getpeername()                # this one answers
     with contextlib.closing(Loop()) as loop:
@@ -1379,8 +1378,7 @@ def growth(server):
 
 def clients_held(server):
     """Return how many of OFFERED clients the server really holds: each had an answer."""
-    if raise_file_limit() < OFFERED + 20:
-        raise RuntimeError(f'{OFFERED + 20} open files needed, {raise_file_limit()} allowed')
+    raise_file_limit(OFFERED + 20)
     with contextlib.closing(Loop()) as loop:
         crowd = Load(loop, server.address, 1, most=1)
         crowd.open(OFFERED)
@@ -1620,9 +1618,9 @@ def head_rows(run, judged, partial):
     """Return the first and last lines: what disturbed the run, and how many claims hold."""
     counts = collections.Counter(claim['verdict'] for claim in judged)
     words = f'{counts[HOLDS]} of {len(judged)} claims hold here'
-    do_not = 'does not hold' if counts[FAILS] == 1 else 'do not hold'
-    for verdict, said in (FAILS, do_not), (UNSURE, UNSURE), (NONE, NONE):
+    for verdict in FAILS, UNSURE, NONE:
         if counts[verdict]:
+            said = verdict if counts[verdict] == 1 else verdict.replace('does', 'do')
             words += f', {counts[verdict]} {said}'
     rows = [[('title', words)]]
     if run.whole.words():
