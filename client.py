@@ -609,7 +609,7 @@ AS_LETTERS = bytes(ord('a') + byte % 26 for byte in range(256))     # --text: on
 PERCENTILES = {'p50': 0.5, 'p95': 0.95, 'p99': 0.99, 'p99_9': 0.999, 'max': 1}
 
 
-class Load:
+class Load(Loop):
     """Connections that each send a message, check its answer byte for byte, and send the next; up
     to MOST of them, then they are idle.
 
@@ -619,9 +619,8 @@ class Load:
     that each connection had sent ("coordinated omission", Gil Tene).
     """
 
-    def __init__(self, loop, address, size=64, reconnect=False, rate=0, text=False,
-                 most=sys.maxsize):
-        self.loop = loop
+    def __init__(self, address, size=64, reconnect=False, rate=0, text=False, most=sys.maxsize):
+        super().__init__()
         self.address = address
         self.size = size
         self.reconnect = reconnect
@@ -644,23 +643,22 @@ class Load:
         self.latencies = collections.Counter()      # {bucket: how often}
 
     def open(self, count):
-        """Open COUNT more connections."""
+        """Open connections until there are COUNT."""
         self.due = time.perf_counter()
-        first = self.count
-        self.count += count
-        for number in range(first, self.count):
+        for number in range(self.count, count):
             self.open_one(number)
+        self.count = count
 
     def open_one(self, number):
         sock = socket.socket(socket.AF_INET6 if ':' in self.address[0] else socket.AF_INET)
         sock.setblocking(False)
-        self.loop.start(sock, self.connection(sock, number))
+        self.start(sock, self.connection(sock, number))
 
     def settle(self):
         """Run the loop until each connection is answered or lost, at most for 5 seconds."""
         end = time.perf_counter() + 5
         while len(self.answered | self.lost) < self.count and time.perf_counter() < end:
-            self.loop.run(time.perf_counter() + 0.01)
+            self.run(time.perf_counter() + 0.01)
 
     def connection(self, sock, number):
         """Be one connection. With --reconnect another one takes its place after each answer."""
@@ -754,7 +752,7 @@ class Load:
         report.update(requests=sum(self.latencies.values()), open_requests=len(waits),
                       longest_open_ms=in_ms(max(waits, default=0)), due_not_sent=len(not_sent),
                       never_answered=len(never), errors=self.errors, first_wrong=self.first_wrong,
-                      client_late_ms=in_ms(percentile(self.loop.lateness, 0.5)))
+                      client_late_ms=in_ms(percentile(self.lateness, 0.5)))
         return report
 
 
@@ -792,12 +790,12 @@ def load(args):
     raise_file_limit(args.connections + args.idle + 20)
     with connect(args.host, args.port) as sock:     # a name may have several addresses
         address = sock.getpeername()                # this one answers
-    with contextlib.closing(Loop()) as loop:
-        idle = Load(loop, address, most=0)
+    with contextlib.closing(Load(address, most=0)) as idle, contextlib.closing(
+            Load(address, args.size, args.reconnect, args.rate, args.text)) as active:
         idle.open(args.idle)
         idle.settle()
-        active = Load(loop, address, args.size, args.reconnect, args.rate, args.text)
         report, status = measure_load(active, args)
+        idle.run(time.perf_counter() + 0.01)        # for those that were closed meanwhile
         for error, count in idle.errors.items():
             report['errors'][f'idle connections: {error}'] = count
     show_progress('')
@@ -812,7 +810,7 @@ def run_load(active, args, start):
     try:
         active.open(args.connections)
         while now < start + args.seconds and len(active.lost) < active.count:
-            active.loop.run(min(start + args.seconds, now + 0.5))
+            active.run(min(start + args.seconds, now + 0.5))
             now = time.perf_counter()
             rate = sum(active.latencies.values()) / (now - start)
             show_progress(f'{now - start:5.1f} s  {rate:9.0f} requests/s')
@@ -1294,15 +1292,14 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
     it is not known). Raises RuntimeError if an answer is wrong or missing."""
     latencies = []
     done = 0
-    with contextlib.closing(Loop()) as loop:
-        active = Load(loop, server.address, reconnect=reconnect)
+    with contextlib.closing(Load(server.address, reconnect=reconnect)) as active:
         active.open(clients)
         active.settle()
         start = time.perf_counter()
         before = cpu_seconds(server.pid) if HAS_PROC else 0
         for _ in range(batches):
             active.latencies.clear()
-            loop.run(time.perf_counter() + seconds)
+            active.run(time.perf_counter() + seconds)
             done += sum(active.latencies.values())
             latencies.append(percentile(active.latencies, 0.5))
         passed = time.perf_counter() - start
@@ -1316,7 +1313,7 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
 
 def hold_idle(crowd, count):
     """Let there be COUNT idle clients. Raises RuntimeError if the server does not hold them."""
-    crowd.open(count - crowd.count)
+    crowd.open(count)
     crowd.settle()
     held = len(crowd.answered - crowd.lost)
     if held < count:
@@ -1346,8 +1343,8 @@ def idle_crowd(server):
     if not HAS_PROC:
         return ()
     before = memory_bytes(server.pid)
-    with contextlib.closing(Loop()) as loop:
-        hold_idle(Load(loop, server.address, 1, most=1), 100)
+    with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
+        hold_idle(crowd, 100)
         grown = memory_bytes(server.pid) - before
         workers = total(server.pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
         used = -cpu_seconds(server.pid)
@@ -1363,8 +1360,7 @@ def growth(server):
     what factor they grow, and the latency beside none. Four are busy: waking it for one costs more.
     """
     costs, latencies = [], []
-    with contextlib.closing(Loop()) as loop:
-        crowd = Load(loop, server.address, 1, most=1)
+    with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
         for count in STEPS:
             cpu = None
             if count <= raise_file_limit() - 250:
@@ -1379,8 +1375,7 @@ def growth(server):
 def clients_held(server):
     """Return how many of OFFERED clients the server really holds: each had an answer."""
     raise_file_limit(OFFERED + 20)
-    with contextlib.closing(Loop()) as loop:
-        crowd = Load(loop, server.address, 1, most=1)
+    with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
         crowd.open(OFFERED)
         crowd.settle()
         return len(crowd.answered - crowd.lost)
