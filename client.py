@@ -227,8 +227,7 @@ LINGER_ZERO = struct.pack('hh' if os.name == 'nt' else 'ii', 1, 0)      # close 
 
 class Loop:
     """Many clients in one thread. Each is a generator. It yields what it waits for: READ, WRITE or
-    both, of its socket; or a float, the moment (of time.perf_counter) at which it goes on. When it
-    ends, its socket is closed."""
+    both, of its socket; or a float, the moment (of time.perf_counter) at which it goes on."""
 
     def __init__(self):
         self.sel = selectors.DefaultSelector()
@@ -242,7 +241,7 @@ class Loop:
         self.watch(sock, client, next(client, None))
 
     def watch(self, sock, client, wanted):
-        """Resume CLIENT when what it has yielded comes. None: it has ended."""
+        """Resume CLIENT when what it has yielded comes. None: it has ended, so close its SOCK."""
         if sock in self.sel.get_map():
             self.sel.unregister(sock)
         if wanted is None:
@@ -333,8 +332,7 @@ def counted(number, noun):
 
 
 def raise_file_limit(needed=0):
-    """Raise our limit of open files as far as allowed, never lower it, and return it. Raises
-    OSError if it is below NEEDED then."""
+    """Raise our limit of open files as far as allowed; return it. Raises OSError below NEEDED."""
     limit = 512                             # of our select on Windows
     if os.name == 'posix':
         import resource
@@ -416,8 +414,7 @@ def kernel_addresses(address):
 
 
 def receive_queue(server_address, client_address):
-    """Return Recv-Q of ss(8) at the server's side: the bytes that it has not received yet. None
-    if there is no such connection."""
+    """Return Recv-Q of ss(8): the bytes that the server has not received; None if it is gone."""
     found = find_sockets(f': {kernel_addresses(server_address)} '
                          rf'{kernel_addresses(client_address)} \w\w \w+:(\w+)')
     return int(found[0], 16) if found else None
@@ -438,9 +435,8 @@ def listeners_cpu(address):
 
 
 def server_cpu(address, before):
-    """Return the CPU seconds since BEFORE (listeners_cpu) of the server: of the process that holds
-    our connections, or whose child does; if nobody does, of the one that listens on this address.
-    If that is not known return None; and in any case why."""
+    """Return the CPU seconds since BEFORE (listeners_cpu), or None, and why, of the process that
+    holds our connections or whose child does; if none does, of the one that listens there."""
     if not HAS_PROC:
         return None, 'only Linux tells'
     pattern = kernel_addresses(address)
@@ -490,9 +486,8 @@ class Server(contextlib.AbstractContextManager):
             raise
 
     def launch(self, command, options):
-        """Start the process. Signals that end us wait meanwhile: otherwise a Ctrl-C could leave a
-        server that nobody stops."""
-        came = []
+        """Start the process."""
+        came = []           # signals: they wait, or a Ctrl-C could leave a server nobody stops
         handlers = handle_signals(lambda number, frame: came.append(number))
         try:
             self.process = subprocess.Popen(command, **options)
@@ -1287,9 +1282,8 @@ TABLE = [name for name, metric in METRICS.items() if metric.head and name not in
 
 
 def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
-    """Load a server in BATCHES of so many SECONDS. Return the requests a second, the median latency
-    of the best batch (others were disturbed), and the server's CPU seconds per request (None where
-    it is not known). Raises RuntimeError if an answer is wrong or missing."""
+    """Load a server in BATCHES of so many SECONDS. Return requests a second, the median latency of
+    the best batch, and CPU seconds per request. Raises RuntimeError if an answer is not right."""
     latencies = []
     done = 0
     with contextlib.closing(Load(server.address, reconnect=reconnect)) as active:
@@ -1356,9 +1350,8 @@ def idle_crowd(server):
 
 
 def growth(server):
-    """Return the server's CPU seconds per request beside each number of idle clients in STEPS, by
-    what factor they grow, and the latency beside none. Four are busy: waking it for one costs more.
-    """
+    """Return the CPU seconds per request of four busy clients beside each number of idle ones in
+    STEPS, by what factor they grow, and the latency beside none."""
     costs, latencies = [], []
     with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
         for count in STEPS:
@@ -1421,8 +1414,8 @@ class Run:
         self.whole = Disturbance()
 
     def do(self, model):
-        """Do all experiments with a model, and return whether other programs disturbed that. What
-        fails is noted, and not tried again."""
+        """Do all experiments with a model, once more but for those that have failed. Return
+        whether that was disturbed."""
         watch = Disturbance()
         values = []             # (metric, value)
         for options, rows in itertools.groupby(EXPERIMENTS, lambda row: row[2]):
@@ -1449,8 +1442,7 @@ class Run:
         return clean if clean or METRICS[metric].wall else found
 
     def words(self, metric, model, whole_range=False):
-        """Return the median or the range in the metric's unit; '-' if it was not measured, '?' if
-        it was, but never undisturbed."""
+        """Return the median or the range in the metric's unit; '-': not measured, '?': disturbed."""
         values = [value / METRICS[metric].unit for value, _ in self.values(metric, model)]
         if not values:
             return '?' if (metric, model) in self.measured else '-'
@@ -1543,8 +1535,7 @@ TERM = re.compile(r'(?:([\d.]+) \* )?(?:(\w+)@([^<]+)|([\d.]+))')
 
 
 def terms(conditions):
-    """Return (factor, metric, model, number) of each side of the conditions; None stands for what
-    a side does not have."""
+    """Return (factor, metric, model, number) of each side of CONDITIONS; None: it has no such."""
     return [TERM.fullmatch(side).groups() for condition in conditions
             for side in condition.split(' < ')]
 
