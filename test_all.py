@@ -10,6 +10,7 @@ import ast
 import concurrent.futures
 import contextlib
 import errno
+import faulthandler
 import functools
 import itertools
 import json
@@ -162,13 +163,10 @@ def count_descriptors(pid):
 
 
 def start_process(case, *command, **options):
-    """Start a command of ours in the folder; it is killed in the end, or when it seems to hang."""
+    """Start a command of ours in the folder; it is killed in the end."""
     pipes = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
     process = subprocess.Popen(command, **{'cwd': FOLDER, **pipes, **options})
     started.append(process)
-    watchdog = threading.Timer(6 * TIMEOUT, process.kill)
-    watchdog.start()
-    case.addCleanup(watchdog.cancel)
     case.addCleanup(process.__exit__, None, None, None)     # this closes its pipes
     case.addCleanup(process.kill)
     return process
@@ -237,6 +235,19 @@ class ServerTest(unittest.TestCase):
     """Base of all tests with servers: it starts them and connects, and cleans up."""
     timeout = TIMEOUT
     idle_seconds = 0.07     # how long to watch for spinning
+
+    def setUp(self):
+        watchdog = threading.Timer(30 * TIMEOUT, self.end_a_hang)
+        watchdog.daemon = True
+        watchdog.start()
+        self.addCleanup(watchdog.cancel)
+
+    def end_a_hang(self):
+        """Say which test seems to hang, and where; and kill the processes that it may wait for."""
+        print(f'\n{self.id()} seems to hang:', file=sys.__stderr__, flush=True)
+        faulthandler.dump_traceback(sys.__stderr__)
+        for process in started:
+            process.kill()
 
     def start_server(self, script, *arguments, **options):
         server = Server(script, *arguments, **options)
