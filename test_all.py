@@ -355,13 +355,15 @@ import errno, mmap, os, select, selectors, socket, threading
 PLAN, counting, real_select = {plan!r}, threading.Lock(), select.select
 counts = memoryview(mmap.mmap(-1, 4096)).cast('Q')      # of each row: shared with child processes
 
-def fault(call):
+def fault(call, sock=None):
     with counting:
         for index, (name, error, before, times) in enumerate(PLAN):
             if name == call and counts[index] < before + times:
                 counts[index] += 1
                 if counts[index] <= before:
                     return
+                if call == 'accept' and error == errno.EAGAIN and sock.gettimeout() is None:
+                    threading.Event().wait()        # only what does not block says "not yet"
                 if times < 99:
                     os.write(2, f'fault: {{call}} {{errno.errorcode.get(error)}}\\n'.encode())
                 if call == 'thread':
@@ -371,7 +373,7 @@ def fault(call):
 def faulty(call, function, counts=lambda *arguments: True):
     def wrapped(*arguments, **options):
         if counts(*arguments):
-            fault(call)
+            fault(call, *arguments[:1])
         return function(*arguments, **options)
     return wrapped
 
@@ -503,8 +505,7 @@ class Contract:
             server.expect('#2 +send +asked' if 'non' in self.script else 'ready: .*write #2')
 
     def test_500_at_once(self):
-        """500 connect while the server cannot look, and each says something: all are answered.
-        A loop reads what the first have said before it has taken a hundred."""
+        """500 connect and speak before the server looks; a loop reads before it has taken 100."""
         server = self.start_own('--trace') if self.loop else self.server
         crowd = [socket.socket() for _ in range(min(500, client.raise_file_limit() - 60))]
         if POSIX:
@@ -524,7 +525,8 @@ class Contract:
             self.assertEqual(sock.recv(100), b'CLIENT %d' % each)
         if POSIX and self.loop:
             server.expect("recv .*b'client ")
-            self.assertLess(len(re.findall(r'#\d+ +accept ', '\n'.join(server.seen()))), 100)
+            accepted = len(re.findall(r'#\d+ +accept ', '\n'.join(server.seen())))
+            self.assertIn(accepted, range(64 if 'non' in self.script else 1, 100))
 
     def test_flood(self):
         """Beside a client that sends without end an older one waits less than 1 s."""
@@ -597,11 +599,11 @@ class Contract:
 
     @unittest.skipUnless(POSIX, 'there the errors have other numbers')
     def test_not_yet(self):
-        """recv and send may fail with EAGAIN though select has said "ready" (select(2), BUGS)."""
+        """A call may fail with EAGAIN though select has said "ready" (select(2), BUGS)."""
         if not self.loop or 'io_uring' in self.arguments:
             self.skipTest('this model has no non-blocking calls')
-        server = self.start_faulty(*([call, errno.EAGAIN, before, 1] for call in ('recv', 'send')
-                                     for before in (0, 2)))
+        server = self.start_faulty(*([call, errno.EAGAIN, before, 1] for before in (0, 2)
+                                     for call in ('accept', 'recv', 'send')))
         first, second = self.connect(server), self.connect(server)
         for _ in range(3):
             self.assertEqual(ask(first) + ask(second), b'HELLOHELLO')
@@ -694,8 +696,6 @@ SERIAL = {**POOL, 'test_slow_answers': None}
 ASYNC = {'loop': True, 'silent_kib': 8}
 LOOP = {'loop': True, 'waits': True, 'silent_kib': 4}
 LIKE_IT = {**LOOP, **SHARED}
-SERIAL_TOO = {**SERIAL, **SHARED}
-TINY = {**ASYNC, 'patch': TINY_RING}
 CONTRACTS = [       # name, server, calls beside accept that may fail, what it allows
     ('BlockingSerialTest', 'blocking --mode serial', 'recv sendall', SERIAL),
     ('BlockingThreadTest', 'blocking', 'recv sendall thread', {}),
@@ -710,8 +710,8 @@ CONTRACTS = [       # name, server, calls beside accept that may fail, what it a
     ('SelectorsSelectTest', 'selectors --suffix= --selector select', 'recv send', LIKE_IT),
     ('AsyncAsyncioTest', 'async --engine asyncio', 'recv send register', ASYNC),
     ('AsyncIoUringTest', 'async --engine io_uring', 'getpeername completion', ASYNC),
-    ('AsyncTinyRingTest', 'async --engine io_uring', '', TINY),
-    ('SocketserverSerialTest', 'socketserver --mode serial', 'recv sendall', SERIAL_TOO),
+    ('AsyncTinyRingTest', 'async --engine io_uring', '', {**ASYNC, 'patch': TINY_RING}),
+    ('SocketserverSerialTest', 'socketserver --mode serial', 'recv sendall', {**SERIAL, **SHARED}),
     ('SocketserverThreadTest', 'socketserver', 'recv sendall thread', {}),
     ('SocketserverProcessTest', 'socketserver --mode process', 'recv sendall fork', FORKS)]
 VARIANTS = {}       # every way to run a server that this platform has, for tests of other kinds
@@ -1015,9 +1015,8 @@ class ArgumentsTest(ServerTest):
         """In ASCII, which any console can print, and in 80 columns."""
         for script in SERVERS + ['client.py']:
             doc = ast.get_docstring(ast.parse(read_source(script)), clean=False)
-            ended = run(script, '--help', env={
-                **os.environ, 'COLUMNS': '80', 'NO_COLOR': '1', 'PYTHONOPTIMIZE': ''})
-            shown = ended.stdout.decode('ascii').replace('\r', '')
+            env = {**os.environ, 'COLUMNS': '80', 'NO_COLOR': '1', 'PYTHONOPTIMIZE': ''}
+            shown = run(script, '--help', env=env).stdout.decode('ascii').replace('\r', '')
             self.assertIn(doc.strip(), shown)
             self.assertLessEqual(max(map(len, shown.splitlines())), 80, script)
             for port in re.findall(r'client\.py(?: --port (\d+))?\n', doc):
