@@ -926,18 +926,19 @@ class OperatorTest(ServerTest):
         """A prompt there would stop the server: the answer is in upper case, and a line says so.
         After fg the operator is asked; what was typed before is no answer. Ctrl-Z, bg: no harm."""
         master, slave = self.open_terminal()
-        start_process(self, 'sh', '-c', 'exec sh -i <>"$0" >&0 2>&0', os.ttyname(slave),
-                      start_new_session=True)
+        shell = start_process(self, 'sh', '-c', 'exec sh -i <>"$0" >&0 2>&0', os.ttyname(slave),
+                              start_new_session=True)
 
         def type_line(line, until):
             os.write(master, line)
             return self.screen(master, until)
-        command = f"'{sys.executable}' -S socketserver_server.py --port 0 &\n"
+        command = f"'{sys.executable}' -S socketserver_server.py --port 0 | cat &\n"     # a pipe
         port = re.search(rb'0\.1:(\d+) ', type_line(command.encode(), b'Ctrl-C stops'))[1]
         with socket.create_connection(('127.0.0.1', int(port)), TIMEOUT) as sock:
             self.assertEqual(ask(sock), b'HELLO')
             self.screen(master, b'until fg: answers are in upper case')
             type_line(b'fg\n', b'_server.py')
+            self.assertTrue(wait_until(lambda: os.tcgetpgrp(master) != shell.pid))
             type_line(b'typed ahead\n', b'ahead\r\n')
             sock.sendall(b'prompt')
             self.screen(master, b'>>: ')
