@@ -905,12 +905,12 @@ KINDS = {       # kind: character, colour on a terminal (of 256), colour in an S
 LABELS = {'wait': ' waits for the data ', 'asleep': ' asleep ', 'asks': ' asks '}
 
 
-def paint(phases, seconds, width):
-    """Return WIDTH cells for SECONDS, as parts of a row. PHASES are (kind, start, end)."""
+def paint(phases, begin, seconds, width):
+    """Return parts of a row: WIDTH cells for SECONDS from BEGIN. PHASES are (kind, start, end)."""
     cells = [''] * width
     for kind, start, end in phases:
-        first = max(0, min(width - 1, int(start / seconds * width)))
-        last = max(first + 1, min(width, round(end / seconds * width)))
+        first = max(0, min(width - 1, int((start - begin) / seconds * width)))
+        last = max(first + 1, min(width, round((end - begin) / seconds * width)))
         cells[first:last] = [kind] * (last - first)
     parts = []
     for kind, run in itertools.groupby(cells):
@@ -985,47 +985,43 @@ def write_svg(path, document):
 
 class Client(threading.Thread):
     """A client that follows a script: section 1 of the notes, a thread and a blocking socket. It
-    connects, asks, and notes when; all moments are seconds since BEGIN. After its answer it stays
+    connects, asks, and notes when; all moments are of time.perf_counter. After its answer it stays
     until all its COMPANIONS (a threading.Barrier) have theirs, or that takes too long."""
     connected = asked = replied = port = None
     error = ''
 
-    def __init__(self, address, begin, script, companions):
+    def __init__(self, address, connects, asks, companions):
         super().__init__(daemon=True)
         self.address = address
-        self.begin = begin
-        self.connects, self.asks = script
+        self.connects = connects
+        self.asks = asks
         self.companions = companions
 
     def run(self):
         try:
-            self.wait_until(self.connects)
+            time.sleep(max(0, self.connects - time.perf_counter()))
             with socket.create_connection(self.address, 10) as sock:
                 self.port = sock.getsockname()[1]
-                self.connected = self.now()
-                self.wait_until(self.asks)
+                self.connected = time.perf_counter()
+                time.sleep(max(0, self.asks - time.perf_counter()))
                 sock.sendall(b'hello')
-                self.asked = self.now()
+                self.asked = time.perf_counter()
                 if sock.recv(100) != b'HELLO':
                     raise OSError('the server did not answer HELLO')
-                self.replied = self.now()
+                self.replied = time.perf_counter()
                 with contextlib.suppress(threading.BrokenBarrierError):
                     self.companions.wait()
         except OSError as error:
             self.error = reason(error)
 
-    def now(self):
-        return time.perf_counter() - self.begin
-
-    def wait_until(self, moment):
-        time.sleep(max(0, moment - self.now()))
-
 
 def play(server, scripts, stay=0.03):
-    """Start a client for each (connects at, asks at) of SCRIPTS, which stays for at most STAY."""
+    """Start a client for each of SCRIPTS, (connects, asks) in seconds from now. STAY is the longest
+    that one stays after its answer."""
     companions = threading.Barrier(len(scripts), timeout=stay)
     begin = time.perf_counter() + 0.005
-    clients = [Client(server.address, begin, script, companions) for script in scripts]
+    clients = [Client(server.address, begin + connects, begin + asks, companions)
+               for connects, asks in scripts]
     for client in clients:
         client.start()
     return clients
@@ -1079,7 +1075,7 @@ def one_read():
     """Return the rows of the first picture."""
     rows = [[('title', 'One read: the client is silent for 0.3 s, then says hello')],
             [('', f'{"":13}0        0.1      0.2      0.3 s')],
-            [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3)], 0.3, 27), ('copy', '#'),
+            [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3)], 0, 0.3, 27), ('copy', '#'),
              ('', '  copy: too short for this scale')]]
     for name, model, pattern, words in READS:
         rows.append(draw_server(name, model, ['--trace'], read_row, pattern, words))
@@ -1094,7 +1090,7 @@ def read_row(server, pattern, words):
     while client.asked is None and not client.error:
         if HAS_PROC and client.connected is not None:
             kind = 'asks' if proc_stat(server.pid)[0] == 'R' else 'asleep'
-            phases.append((kind, client.now(), 0.3))    # the next paints over what is not its own
+            phases.append((kind, time.perf_counter(), client.asks))     # the next paints over it
         time.sleep(0.002)
     finish(clients)
     server.expect("b'': the client closed")
@@ -1104,9 +1100,9 @@ def read_row(server, pattern, words):
     label = words.format(*match.groups())
     del phases[-1:]             # hello may have come already
     if not phases:              # not Linux: what the trace says
-        phases = [('asks' if 'asked' in label else 'asleep', client.connected, 0.3)]
+        phases = [('asks' if 'asked' in label else 'asleep', client.connected, client.asks)]
     copy = ('', ' ') if 'in place' in label else ('copy', '#')
-    return [*paint(phases, 0.3, 27), copy, ('', f'  {label}')]
+    return [*paint(phases, client.connects, 0.3, 27), copy, ('', f'  {label}')]
 
 
 COMPUTE = 0.25              # seconds: B's answer is computed
@@ -1133,11 +1129,11 @@ def look_at_bytes(server):
     a, b = clients = play(server, [(0, 0.1 + HELLO), (0, 0.1)])
     left = None
     while left is None and a.is_alive():
-        start = a.now()
+        start = time.perf_counter()
         if a.asked is not None and not receive_queue(server.address, ('127.0.0.1', a.port)):
-            left = a.now()
+            left = time.perf_counter()
         # look every 2 ms; every 20 ms where that takes long: thousands are in TIME_WAIT
-        time.sleep(0.002 if a.now() - start < 0.005 else 0.02)
+        time.sleep(0.002 if time.perf_counter() - start < 0.005 else 0.02)
     finish(clients)
     if not 0 < a.asked - b.asked < COMPUTE:
         raise RuntimeError('a client was late: no hello while B was computed')
@@ -1151,7 +1147,7 @@ def bytes_row(server):
     hello, left, share = look_at_bytes(server)
     phases = [('wait', 0, hello), ('memory', left, 0.4), ('socket', hello, left)]
     copier = 'the kernel, meanwhile' if share < 0.5 else 'recv, when it is back'
-    return [*paint(phases, 0.4, 32), ('', f'  {(left - hello) * 1e3:.0f} ms: {copier}')]
+    return [*paint(phases, 0, 0.4, 32), ('', f'  {(left - hello) * 1e3:.0f} ms: {copier}')]
 
 
 GROUPS = {          # the third picture: models that may be one group
@@ -1185,21 +1181,22 @@ def three_clients():
 
 def play_slow(model, kind, found, failed):
     """Play the three clients against a model, with answers that are slow by --delay or by --work,
-    the KIND. FOUND[model, kind] is what each waited for (client_phases), or FAILED[model] why that
+    the KIND. FOUND[model, kind] is how each is drawn (draw_client), or FAILED[model] why that
     is missing."""
     show_progress(f'three clients: {model} --{kind}')
     with noting(failed, model):
         with Server(*MODELS[model], f'--{kind}', str(SLOW), '--trace') as server:
             clients = play(server, THREE)
             finish(clients)
-        found[model, kind] = [client_phases(client, kind, server) for client in clients]
+        found[model, kind] = [draw_client(client, kind, server, begin=clients[0].connects)
+                              for client in clients]
 
 
-def client_phases(client, kind, server):
-    """Return what a client waited for, [(kind, start, end)], and how long, in seconds. The trace
+def draw_client(client, kind, server, begin):
+    """Return cells that show what a client waited for, and how long it did, in seconds. The trace
     has a line when the server accepts it, and when its answer, of this KIND, begins and ends."""
     number = server.expect(rf'(#\d+) +accept .*:{client.port} joined')[1]
-    accepted, begun, done = [when - client.begin for when, line in server.log
+    accepted, begun, done = [when for when, line in server.log
                              if re.search(f' {number} +(accept|answer) ', line)]
     asked, replied = client.asked, client.replied
     if replied - done < 0.01:       # less would not be visible
@@ -1207,7 +1204,7 @@ def client_phases(client, kind, server):
     phases = [('wait', client.connected, asked), ('held', asked, replied),
               ('unaccepted', asked, max(asked, accepted)), (kind, begun, done),
               ('ask', asked, asked)]
-    return phases, replied - asked
+    return paint(phases, begin, 1.0, 24), replied - asked
 
 
 def group_rows(name, members, found, failed):
@@ -1217,14 +1214,14 @@ def group_rows(name, members, found, failed):
             if model not in failed]
     heads = [name, '', '']
     if len(good) > 1:
-        waits = [[waited for phases, waited in member] for member in good]
+        waits = [[waited for cells, waited in member] for member in good]
         apart = max(max(of_one) - min(of_one) for of_one in zip(*waits))
         heads[1] = f'{len(good)} ' + ('agree' if apart < AGREE else 'differ')
         heads[2] = ('to' if apart < AGREE else 'by') + f' {apart * 1e3:.0f} ms'
     for number, head in enumerate(heads if good else []):
         row = [('', f'{head[:10]:<11}{"ABC"[number]} ')]
-        for phases, waited in good[0][number::3]:       # by --delay, by --work
-            row += [*paint(phases, 1.0, 24), ('', f' {waited:5.2f} s   ')]
+        for cells, waited in good[0][number::3]:        # by --delay, by --work
+            row += [*cells, ('', f' {waited:5.2f} s   ')]
         rows.append(row)
     return rows
 
