@@ -1106,7 +1106,6 @@ def read_row(server, pattern, words):
 
 
 COMPUTE = 0.25              # seconds: B's answer is computed
-HELLO = 0.1                 # seconds after B has asked: A says hello
 
 
 def who_copies():
@@ -1122,11 +1121,11 @@ def who_copies():
 
 
 def look_at_bytes(server):
-    """Let the server compute for B while A says hello. Return, in seconds since B asked, when A
-    said hello and when its bytes had left the socket; and for which share of the computing that
-    remained they were there: below a half if the kernel copies them meanwhile, 1 if recv does when
-    it is back. Raises RuntimeError if a client was not on time."""
-    a, b = clients = play(server, [(0, 0.1 + HELLO), (0, 0.1)])
+    """While the server computes for B, A says hello. Return when, and when its bytes had left the
+    socket, in seconds since B asked; and for which share of the computing that remained they were
+    in it: below a half if the kernel copies meanwhile, 1 if recv does when it is back. Raises
+    RuntimeError if a client was late."""
+    a, b = clients = play(server, [(0, 0.2), (0, 0.1)])
     left = None
     while left is None and a.is_alive():
         start = time.perf_counter()
@@ -1181,8 +1180,7 @@ def three_clients():
 
 def play_slow(model, kind, found, failed):
     """Play the three clients against a model, with answers that are slow by --delay or by --work,
-    the KIND. FOUND[model, kind] is how each is drawn (draw_client), or FAILED[model] why that
-    is missing."""
+    the KIND. FOUND[model, kind] is how each is drawn, or FAILED[model] why that is missing."""
     show_progress(f'three clients: {model} --{kind}')
     with noting(failed, model):
         with Server(*MODELS[model], f'--{kind}', str(SLOW), '--trace') as server:
