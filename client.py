@@ -1229,7 +1229,6 @@ def figure(args):
     the process computes; three clients whose answers are slow. It starts each
     server and takes about 15 seconds."""
     write_svg(args.svg, None)       # now, before anything is measured
-    raise_file_limit()
     watch = Disturbance()
     rows = [[('', f'{machine()}, {time.strftime("%Y-%m-%d %H:%M")}')]]
     for picture in one_read, who_copies, three_clients:
