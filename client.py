@@ -990,27 +990,23 @@ class Client(threading.Thread):
     connected = asked = replied = port = None
     error = ''
 
-    def __init__(self, address, connects, asks, companions):
-        super().__init__(daemon=True)
-        self.address = address
-        self.connects = connects
-        self.asks = asks
-        self.companions = companions
+    def __init__(self, *script):
+        super().__init__(target=self.follow, args=script, daemon=True)
 
-    def run(self):
+    def follow(self, address, connects, asks, companions):
         try:
-            time.sleep(max(0, self.connects - time.perf_counter()))
-            with socket.create_connection(self.address, 10) as sock:
+            time.sleep(max(0, connects - time.perf_counter()))
+            with socket.create_connection(address, 10) as sock:
                 self.port = sock.getsockname()[1]
                 self.connected = time.perf_counter()
-                time.sleep(max(0, self.asks - time.perf_counter()))
+                time.sleep(max(0, asks - time.perf_counter()))
                 sock.sendall(b'hello')
                 self.asked = time.perf_counter()
                 if sock.recv(100) != b'HELLO':
                     raise OSError('the server did not answer HELLO')
                 self.replied = time.perf_counter()
                 with contextlib.suppress(threading.BrokenBarrierError):
-                    self.companions.wait()
+                    companions.wait()
         except OSError as error:
             self.error = reason(error)
 
@@ -1090,7 +1086,7 @@ def read_row(server, pattern, words):
     while client.asked is None and not client.error:
         if HAS_PROC and client.connected is not None:
             kind = 'asks' if proc_stat(server.pid)[0] == 'R' else 'asleep'
-            phases.append((kind, time.perf_counter(), client.asks))     # the next paints over it
+            phases.append((kind, time.perf_counter(), client.connected + 0.3))
         time.sleep(0.002)
     finish(clients)
     server.expect("b'': the client closed")
@@ -1100,9 +1096,9 @@ def read_row(server, pattern, words):
     label = words.format(*match.groups())
     del phases[-1:]             # hello may have come already
     if not phases:              # not Linux: what the trace says
-        phases = [('asks' if 'asked' in label else 'asleep', client.connected, client.asks)]
+        phases = [('asks' if 'asked' in label else 'asleep', client.connected, client.asked)]
     copy = ('', ' ') if 'in place' in label else ('copy', '#')
-    return [*paint(phases, client.connects, 0.3, 27), copy, ('', f'  {label}')]
+    return [*paint(phases, client.connected, 0.3, 27), copy, ('', f'  {label}')]
 
 
 COMPUTE = 0.25              # seconds: B's answer is computed
@@ -1186,7 +1182,7 @@ def play_slow(model, kind, found, failed):
         with Server(*MODELS[model], f'--{kind}', str(SLOW), '--trace') as server:
             clients = play(server, THREE)
             finish(clients)
-        found[model, kind] = [draw_client(client, kind, server, begin=clients[0].connects)
+        found[model, kind] = [draw_client(client, kind, server, begin=clients[0].connected)
                               for client in clients]
 
 
