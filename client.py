@@ -968,15 +968,14 @@ def write_svg(path, document):
     if path is None:
         return
     special = os.path.exists(path) and not os.path.isfile(path)     # such as /dev/stdout
-    path = path if special else os.path.realpath(path)
-    part = path if special else path + '.part'
+    part = path if special else os.path.realpath(path) + '.part'
     try:
         with open(part, 'w', encoding='utf-8', newline='\n') as file:
             file.write(document or '')
         if document is None and not special:
             os.remove(part)
         elif not special:
-            os.replace(part, path)
+            os.replace(part, os.path.realpath(path))
     except (OSError, ValueError) as error:      # ValueError: a null character in the path
         sys.exit(f'cannot write to {path!a}: {reason(error)}')
 
