@@ -1011,8 +1011,7 @@ class Client(threading.Thread):
 
 
 def play(server, scripts, stay=0.03):
-    """Start a client for each of SCRIPTS, (connects, asks) in seconds from now. STAY is the longest
-    that one stays after its answer."""
+    """Start a client for each (connects, asks) of SCRIPTS, in seconds; it stays at most STAY."""
     companions = threading.Barrier(len(scripts), timeout=stay)
     begin = time.perf_counter() + 0.005
     clients = [Client(server.address, begin + connects, begin + asks, companions)
@@ -1023,10 +1022,9 @@ def play(server, scripts, stay=0.03):
 
 
 def finish(clients):
-    """Wait for the end of CLIENTS. Raises RuntimeError if one was not answered."""
+    """Wait for the end of CLIENTS. Raises RuntimeError as soon as one was not answered."""
     for client in clients:
         client.join()
-    for client in clients:
         if client.error:
             raise RuntimeError(client.error)
 
