@@ -1756,6 +1756,7 @@ class FigureTest(ServerTest):
                 for waited in re.findall(r'(\d\.\d+) s', text_of(row)):
                     self.assertGreater(float(waited), least)    # C is held up by B
             self.assertRegex(text_of(rows[2]), r'^2 agree +B +!d+ .* !c+ ')
+            self.assertRegex(text_of(rows[3]), r'^to .* C +!N+H*d+ .* !N+H*c+ ')
             return rows
         with unittest.mock.patch.dict(client.MODELS, missing=('no_server.py',)):
             rows = self.undisturbed(played)
