@@ -16,7 +16,6 @@ if __name__ == '__main__' and signal.getsignal(signal.SIGINT) == signal.default_
 import argparse
 import codecs
 import collections
-import concurrent.futures
 import contextlib
 import functools
 import heapq
@@ -1154,52 +1153,52 @@ LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
 
 def three_clients():
     """Return the rows of the third picture."""
-    jobs = [(model, kind) for members in GROUPS.values() for model in members
-            for kind in ('delay', 'work')]
-    found, failed = {}, {}
-    # some at a time: each that computes should find a free processor
-    with concurrent.futures.ThreadPoolExecutor(min(2, PROCESSORS)) as pool:
-        list(pool.map(lambda job: play_slow(*job, found, failed), jobs))
     rows = [[('title', 'Three clients: A connects first and asks at 0.3 s, B and C ask at once')],
             [('', f'each answer:  waits {SLOW} s (--delay){"":18}computes {SLOW} s (--work)')],
             [('', f'{"":13}' + 2 * '0    0.2  0.4  0.6  0.8s waited    ')]]
     for name, members in GROUPS.items():
-        rows += group_rows(name, members, found, failed)
+        rows += group_rows(name, members)
     return rows + LEGEND
 
 
-def play_slow(model, kind, found, failed):
-    """Play the three clients against a model, with answers that are slow by --delay or by --work,
-    the KIND. FOUND[model, kind] is how each is drawn, or FAILED[model] why that is missing."""
-    show_progress(f'three clients: {model} --{kind}')
-    with noting(failed, model):
-        with Server(*MODELS[model], f'--{kind}', str(SLOW), '--trace') as server:
-            clients = play(server, THREE)
-            finish(clients)
-        found[model, kind] = [draw_client(client, kind, server, begin=clients[0].connected)
-                              for client in clients]
+def play_slow(model):
+    """Play the three clients against two servers at the same time: the answers of one wait, those
+    of the other are computed. Return what draw_clients returns of both."""
+    show_progress(f'three clients: {model}')
+    with Server(*MODELS[model], '--delay', str(SLOW), '--trace') as waits, \
+            Server(*MODELS[model], '--work', str(SLOW), '--trace') as computes:
+        first = play(waits, THREE)
+        second = play(computes, THREE)
+        finish(first + second)
+    return draw_clients(first, 'delay', waits) + draw_clients(second, 'work', computes)
 
 
-def draw_client(client, kind, server, begin):
-    """Return cells that show what a client waited for, and how long it did, in seconds. The trace
-    has a line when the server accepts it, and when its answer, of this KIND, begins and ends."""
-    number = server.expect(rf'(#\d+) +accept .*:{client.port} joined')[1]
-    accepted, begun, done = [when for when, line in server.log
-                             if re.search(f' {number} +(accept|answer) ', line)]
-    asked, replied = client.asked, client.replied
-    if replied - done < 0.01:       # less would not be visible
-        done = replied
-    phases = [('wait', client.connected, asked), ('held', asked, replied),
-              ('unaccepted', asked, max(asked, accepted)), (kind, begun, done),
-              ('ask', asked, asked)]
-    return paint(phases, begin, 1.0, 24), replied - asked
+def draw_clients(clients, kind, server):
+    """Return of each client cells that show what it waited for, and how long it did, in seconds.
+    The trace has a line when it is accepted, and when its answer, of this KIND, begins and ends."""
+    drawn = []
+    for client in clients:
+        number = server.expect(rf'(#\d+) +accept .*:{client.port} joined')[1]
+        accepted, begun, done = [when for when, line in server.log
+                                 if re.search(f' {number} +(accept|answer) ', line)]
+        asked, replied = client.asked, client.replied
+        if replied - done < 0.01:       # less would not be visible
+            done = replied
+        phases = [('wait', client.connected, asked), ('held', asked, replied),
+                  ('unaccepted', asked, max(asked, accepted)), (kind, begun, done),
+                  ('ask', asked, asked)]
+        drawn.append((paint(phases, clients[0].connected, 1.0, 24), replied - asked))
+    return drawn
 
 
-def group_rows(name, members, found, failed):
+def group_rows(name, members):
     """Return the rows of a group: its first member's, and how far the waits of all are apart."""
-    rows = [missing_row(model, failed[model]) for model in members if model in failed]
-    good = [found[model, 'delay'] + found[model, 'work'] for model in members
-            if model not in failed]
+    failed = {}
+    good = []
+    for model in members:
+        with noting(failed, model):
+            good.append(play_slow(model))
+    rows = [missing_row(model, why) for model, why in failed.items()]
     heads = [name, '', '']
     if len(good) > 1:
         waits = [[waited for cells, waited in member] for member in good]
