@@ -313,6 +313,8 @@ MODELS = {          # name: script and arguments
     **{f'socketserver {mode}': ('socketserver_server.py', '--reply', 'upper', '--mode', mode)
        for mode in ('serial', 'thread', 'process')},
 }
+LOOPS = ['select', SELECTOR, 'non-blocking']
+ASYNC = ['asyncio', 'io_uring']
 
 
 def machine():
@@ -648,11 +650,14 @@ class Load(Loop):
         sock.setblocking(False)
         self.start(sock, self.connection(sock, number))
 
-    def settle(self):
-        """Run the loop until each connection is answered or lost, at most for 5 seconds."""
+    def hold(self, count):
+        """Open connections until there are COUNT, and wait until each has an answer, for 5 seconds
+        at most. Return how many the server really holds."""
+        self.open(count)
         end = time.perf_counter() + 5
-        while len(self.answered | self.lost) < self.count and time.perf_counter() < end:
+        while len(self.answered | self.lost) < count and time.perf_counter() < end:
             self.run(time.perf_counter() + 0.01)
+        return len(self.answered - self.lost)
 
     def connection(self, sock, number):
         """Be one connection. With --reconnect another one takes its place after each answer."""
@@ -786,8 +791,7 @@ def load(args):
         address = sock.getpeername()                # this one answers
     with contextlib.closing(Load(address, most=0)) as idle, contextlib.closing(
             Load(address, args.size, args.reconnect, args.rate, args.text)) as active:
-        idle.open(args.idle)
-        idle.settle()
+        idle.hold(args.idle)
         report, status = measure_load(active, args)
         idle.run(time.perf_counter() + 0.01)        # for those that were closed meanwhile
         for error, count in idle.errors.items():
@@ -1039,11 +1043,11 @@ def noting(failed, key):
         failed[key] = repr(error)
 
 
-def draw_server(name, model, options, draw, *details):
-    """Return the row of a server: what DRAW(server, *details) returns, or why that is missing."""
+def draw_server(name, options, draw):
+    """Return the row of a server: what DRAW(server) returns, or why that is missing."""
     failed = {}
-    with noting(failed, name), Server(*MODELS[model], *options) as server:
-        return [('', f'{name:<13}'), *draw(server, *details)]
+    with noting(failed, name), Server(*MODELS[READS[name]], *options) as server:
+        return [('', f'{name:<13}'), *draw(server)]
     return missing_row(name, failed[name])
 
 
@@ -1051,17 +1055,10 @@ def missing_row(name, why):
     return [('', f'{name[:12]:<13}'), ('', f'missing: {why}'[:66])]
 
 
-WAITED = r'waited (\S+ \w+), .*read #1'
-COPIED = r'copied in (\S+ \w+): 5'
-READS = [           # name, model, what lines of its trace say of the read, the words for that
-    ('blocking', 'blocking serial', [r'recv +blocked (\S+ \w+), then 5'], 'blocked in recv {}'),
-    ('non-blocking', 'non-blocking', [r'recv +asked (\d+) times', COPIED],
-     'asked {} times, copied in {}'),
-    ('select', 'select', [WAITED, COPIED], 'select {}, recv {}'),
-    ('selectors', SELECTOR, [WAITED, COPIED], BEST + ' {}, recv {}'),
-    ('asyncio', 'asyncio', [r'recv +((?:ready|in place)[^:]*): 5'], '{}'),
-    ('io_uring', 'io_uring', [r'recv +(in place[^:]*): 5'], '{}'),
-]
+READS = {'blocking': 'blocking serial', 'non-blocking': 'non-blocking', 'select': 'select',
+         'selectors': SELECTOR, 'asyncio': 'asyncio', 'io_uring': 'io_uring'}
+SAID = (r'blocked [\d.]+ \w+|asked \d+ times|waited [\d.]+ \w+(?=,.* read #)|copied in [\d.]+ \w+'
+        r'|(?:ready after|in place)[^:]*')      # of a read in a trace
 
 
 def one_read():
@@ -1070,12 +1067,10 @@ def one_read():
             [('', f'{"":13}0        0.1      0.2      0.3 s')],
             [('', f'{"kernel":<13}'), *paint([('wait', 0, 0.3)], 0, 0.3, 27), ('copy', '#'),
              ('', '  copy: too short for this scale')]]
-    for name, model, patterns, words in READS:
-        rows.append(draw_server(name, model, ['--trace'], read_row, patterns, words))
-    return rows
+    return rows + [draw_server(name, ['--trace'], read_row) for name in READS]
 
 
-def read_row(server, patterns, words):
+def read_row(server):
     """Return what a server does until hello comes, and what its trace says of the read. Its main
     thread talks to the client: state R of /proc/PID/stat runs, any other is asleep (proc(5))."""
     [client] = clients = play(server, [(0, 0.3)])
@@ -1086,7 +1081,9 @@ def read_row(server, patterns, words):
             phases.append((kind, time.perf_counter(), client.connected + 0.3))
         time.sleep(0.002)
     finish(clients)
-    label = words.format(*[server.expect(pattern, timeout=1)[1] for pattern in patterns])
+    server.expect("recv .* 5 bytes b'hello'", timeout=1)
+    since_accept = '\n'.join(server.seen()).rpartition('joined')[2]
+    label = ', '.join(re.findall(SAID, since_accept))
     del phases[-1:]             # hello may have come already
     if not phases:              # not Linux: what the trace says
         phases = [('asks' if 'asked' in label else 'asleep', client.connected, client.asked)]
@@ -1102,8 +1099,8 @@ def who_copies():
     title = [('title', 'Who copies while the process computes for B? A says hello at 0.1 s')]
     if not HAS_PROC:
         return [title, [('', 'This needs Recv-Q of /proc/net/tcp, which only Linux has.')]]
-    rows = [draw_server(name, model, ['--work', str(COMPUTE)], bytes_row)
-            for name, model, *_ in READS[1:]]
+    rows = [draw_server(name, ['--work', str(COMPUTE)], bytes_row)
+            for name in READS if name != 'blocking']
     return [title, [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')], *rows,
             [('', f'{"":13}'), ('socket', 's'), ('', ' in the socket (Recv-Q 5)   '),
              ('memory', 'm'), ('', " in the process's memory")]]
@@ -1140,8 +1137,7 @@ def bytes_row(server):
 
 GROUPS = {          # the third picture: models that may be one group
     'serial': ['blocking serial'], 'thread': ['blocking thread'], 'process': ['blocking process'],
-    'pool of 2': ['pool of 2'], 'loops': ['select', SELECTOR, 'non-blocking'],
-    'async': ['asyncio', 'io_uring']}
+    'pool of 2': ['pool of 2'], 'loops': LOOPS, 'async': ASYNC}
 THREE = [(0, 0.3), (0.05, 0.05), (0.1, 0.1)]    # when A, B and C connect and ask
 SLOW = 0.2                  # seconds that each answer takes
 AGREE = SLOW / 2            # seconds: less between the waits of two models is no difference
@@ -1270,8 +1266,7 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
     latencies = []
     done = 0
     with contextlib.closing(Load(server.address, reconnect=reconnect)) as active:
-        active.open(clients)
-        active.settle()
+        active.hold(clients)
         start = time.perf_counter()
         before = cpu_seconds(server.pid) if HAS_PROC else 0
         for _ in range(batches):
@@ -1290,9 +1285,7 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
 
 def hold_idle(crowd, count):
     """Let there be COUNT idle clients. Raises RuntimeError if the server does not hold them."""
-    crowd.open(count)
-    crowd.settle()
-    held = len(crowd.answered - crowd.lost)
+    held = crowd.hold(count)
     if held < count:
         raise RuntimeError(f'it holds {held} of {count} idle clients: {dict(crowd.errors)}')
 
@@ -1333,32 +1326,25 @@ def idle_crowd(server):
 
 
 def growth(server):
-    """Return the CPU seconds per request of four busy clients beside each number of idle ones in
-    STEPS, by what factor they grow, and the latency beside none."""
-    costs, latencies = [], []
+    """Return by what factor the CPU per request of four busy clients grows, and its seconds beside
+    each number of idle ones in STEPS."""
+    costs = []
     with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
         for count in STEPS:
-            cpu = None
             if count <= raise_file_limit() - 250:
                 hold_idle(crowd, count)
-                rate, latency, cpu = busy(server, 4)
-                latencies.append(latency)
-            costs.append(cpu)
-    factor = costs[-1] / costs[0] if costs[0] and costs[-1] else None
-    return (*costs, factor, latencies[0])
+                costs.append(busy(server, 4)[2])
+    factor = costs[-1] / costs[0] if len(costs) == len(STEPS) and all(costs) else None
+    return (factor, *costs)
 
 
 def clients_held(server):
     """Return how many of OFFERED clients the server really holds: each had an answer."""
     raise_file_limit(OFFERED + 20)
     with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
-        crowd.open(OFFERED)
-        crowd.settle()
-        return len(crowd.answered - crowd.lost)
+        return crowd.hold(OFFERED)
 
 
-LOOPS = ['select', SELECTOR, 'non-blocking']
-ASYNC = ['asyncio', 'io_uring']
 CURVE = ['blocking thread', 'non-blocking', 'select', 'selectors poll', SELECTOR, *ASYNC]
 MANY = [*CURVE, 'blocking process', 'non-blocking 20 ms', 'selectors select',
         'socketserver thread', 'socketserver process']          # serve many clients at once
@@ -1370,7 +1356,8 @@ EXPERIMENTS = [
      [*MANY, 'blocking serial', 'pool of 4', 'socketserver serial']),
     ('fits', functools.partial(client_wait, before=3), (), ['pool of 4']),
     ('full', functools.partial(client_wait, before=4), (), ['pool of 4']),
-    ('with_0 with_10 with_100 with_500 with_1000 grows one_of_4', growth, (), CURVE),
+    ('grows with_0 with_10 with_100 with_500 with_1000', growth, (), CURVE),
+    ('- one_of_4 -', functools.partial(busy, clients=4), (), CURVE),
     ('rate_100 - cpu_100', functools.partial(busy, clients=100), (), MANY),
     ('- one -', functools.partial(busy, clients=1, batches=7), (),
      ['blocking thread', *LOOPS, 'non-blocking 20 ms']),
@@ -1425,7 +1412,7 @@ class Run:
         return clean if clean or METRICS[metric].wall else found
 
     def words(self, metric, model, whole_range=False):
-        """Return the median or the range in the metric's unit; '-': not measured, '?': disturbed."""
+        """Return the median or the range in the metric's unit; '-': not measured; '?': disturbed"""
         values = [value / METRICS[metric].unit for value, _ in self.values(metric, model)]
         if not values:
             return '?' if (metric, model) in self.measured else '-'

@@ -1709,9 +1709,9 @@ class FigureTest(ServerTest):
     def test_one_read(self):
         """The first picture: each sleeps but the one that polls, and its trace says how long. A
         blocking server whose thread polls is drawn asking; one that is not there says why."""
-        multiplexing = r'z+ asleep z+#  \w+ \d{3}\.\d ms, recv \d+ us$'
+        multiplexing = r'z+ asleep z+#  waited \d{3}\.\d ms, copied in \d+ us$'
         expected = {
-            'blocking': r'\?+ asks \?+#  blocked in recv \d+ us$',
+            'blocking': r'\?+ asks \?+#  blocked \d+ us$',
             'non-blocking': r'\?+ asks \?+#  asked \d{3,} times, copied in \d+ us$',
             'select': multiplexing, 'selectors': multiplexing, 'asyncio': '^missing: ',
             'io_uring': r'z+ asleep z+   in place, seen after \d{3}\.\d ms$'}
