@@ -17,7 +17,6 @@ import argparse
 import codecs
 import collections
 import contextlib
-import functools
 import heapq
 import html
 import itertools
@@ -61,12 +60,6 @@ def reason(error):
     return getattr(error, 'strerror', None) or str(error) or type(error).__name__
 
 
-def format_address(address):
-    """Return ADDRESS as people write it: 127.0.0.1:8080, [::1]:8080 or [fe80::1%lo]:8080."""
-    host, port = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
-    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-
-
 def chat(args):
     """Talk to a server.
 
@@ -80,8 +73,8 @@ def chat(args):
             converse(sock, args.message, args.quiet)
         elif sys.stdin and sys.stdin.isatty():      # on Windows NUL, too, which leaves at once
             end = 'Ctrl-D' if os.name == 'posix' else 'Ctrl-Z Enter'
-            print(f'connected to {format_address(sock.getpeername())} '
-                  f'from {format_address(sock.getsockname())}; exit or {end} leaves', flush=True)
+            print(f'connected to {args.host}, port {args.port}, '
+                  f'from port {sock.getsockname()[1]}; exit or {end} leaves', flush=True)
             converse(sock, typed_lines(sock), args.quiet)
         else:
             pipe(sock)
@@ -299,7 +292,7 @@ SELECTORS = [kind for kind in ('epoll', 'kqueue', 'devpoll', 'poll', 'select')
              if hasattr(select, kind)]
 BEST = SELECTORS[0]         # the system's own
 SELECTOR = f'selectors {BEST}'
-MODELS = {          # name: script and arguments
+MODELS = {          # name: script and arguments; those that decide most claims come first
     **{f'blocking {mode}': ('blocking_server.py', '--mode', mode)
        for mode in ('serial', 'thread', 'process')},
     **{f'pool of {size}': ('blocking_server.py', '--mode', 'pool', '--pool-size', str(size))
@@ -471,13 +464,12 @@ class Server(contextlib.AbstractContextManager):
 
     def __init__(self, script, *arguments, timeout=20, before=(), **options):
         self.name = ' '.join([script, *arguments])
-        if '--port' not in arguments:
-            arguments += '--port', '0'
         self.log = []           # (when it came, line) of all its output
         self.passed = 0         # how many of these `expect` has looked at
         options = {'stdin': subprocess.DEVNULL, 'stdout': subprocess.PIPE,
                    'stderr': subprocess.STDOUT, 'start_new_session': os.name == 'posix', **options}
-        self.launch([*before, *self.python, os.path.join(FOLDER, script), *arguments], options)
+        self.launch([*before, *self.python, os.path.join(FOLDER, script), '--port', '0',
+                     *arguments], options)      # of two --port the last counts
         try:
             self.reader.start()         # RuntimeError: no thread to be had
             host, port = self.expect(r'listening on (\S+):(\d+)', timeout).groups()
@@ -549,9 +541,9 @@ class Disturbance:
     """What disturbs us from now until `stop`. Then there are, as shares of the time of the
     processors that we may use (0 where /proc is not known):
 
-    others: used by neither us nor our servers: those of class Server, and what the caller adds to
-        `servers`, in seconds. Of /proc/stat user, nice, system and steal count (proc(5)): guest is
-        in user, iowait is idle, irq and softirq are in some kernels' times of processes too.
+    others: used by neither us nor our servers (of class Server, and the seconds in `servers`). Of
+        /proc/stat user, nice, system and steal count (proc(5)); guest is in user, iowait is idle,
+        irq and softirq are in some kernels' times of processes too.
     waited: for a processor, by the thread that asks. The quota of a cgroup shows only here.
     """
 
@@ -610,9 +602,8 @@ class Load(Loop):
     to MOST of them, then they are idle.
 
     Closed loop: as soon as they have the answer. Open loop: when it is due, of RATE requests a
-    second in all. There a latency counts from the moment at which its request was due: a server
-    that stands still for a second answers for all that were due in it, and not only for the one
-    that each connection had sent ("coordinated omission", Gil Tene).
+    second in all. There a latency counts from that moment on: a server that stands still answers
+    for all that were due meanwhile, not only for what was sent ("coordinated omission", Gil Tene).
     """
 
     def __init__(self, address, size=64, reconnect=False, rate=0, text=False, most=sys.maxsize):
@@ -725,12 +716,11 @@ class Load(Loop):
             self.latencies[bucket(latency)] += 1
             return
         at = next(at for at in range(len(received)) if received[at:at + 1] != expected[at:at + 1])
-        wrong = bytes(received[at:at + 20])
         right = repr(expected[at:at + 20])
         if at == self.size:
             right = 'its end (start selectors_server.py with --suffix=)'
-        self.first_wrong = (self.first_wrong or
-                            f'byte {at} of an answer: {wrong!r} instead of {right}')
+        words = f'byte {at} of an answer: {bytes(received[at:at + 20])!r} instead of {right}'
+        self.first_wrong = self.first_wrong or words
         if len(received) > self.size:
             raise ConnectionError('wrong answer')
         self.errors['wrong answer'] += 1
@@ -778,13 +768,11 @@ def load(args):
     """Load a server, and report.
 
     A message is --size random bytes; with --text it is letters and a newline, for
-    servers of lines. The answer that is expected is the same bytes in upper case
-    (ASCII letters only), so of the same length. Each is checked byte for byte.
-    Each connection sends its next message when it has its answer (a closed loop).
+    servers of lines. Each answer must be the same bytes in upper case (ASCII
+    letters only). When a connection has it, it sends the next (a closed loop).
 
-    With --rate messages are due at fixed times instead (an open loop), and a
-    latency counts from then on: a server that stands still answers for all that
-    it keeps waiting.
+    With --rate messages are due at fixed times instead (an open loop). A latency
+    counts from then on: a server that stands still answers for all that wait.
     """
     raise_file_limit(args.connections + args.idle + 20)
     with connect(args.host, args.port) as sock:     # a name may have several addresses
@@ -987,8 +975,7 @@ def write_svg(path, document):
 
 class Client(threading.Thread):
     """A client that follows a script: section 1 of the notes, a thread and a blocking socket. It
-    connects, asks, and notes when; all moments are of time.perf_counter. After its answer it stays
-    until all its COMPANIONS (a threading.Barrier) have theirs, or that takes too long."""
+    notes moments of time.perf_counter, and stays until all COMPANIONS (a Barrier) are answered."""
     connected = asked = replied = port = None
     error = ''
 
@@ -1108,9 +1095,8 @@ def who_copies():
 
 def look_at_bytes(server):
     """While the server computes for B, A says hello. Return when, and when its bytes had left the
-    socket, in seconds since B asked; and for which share of the computing that remained they were
-    in it: below a half if the kernel copies meanwhile, 1 if recv does when it is back. Raises
-    RuntimeError if a client was late."""
+    socket, in seconds since B asked; and the share of the remaining computing that they were in it:
+    below a half if the kernel copies meanwhile, 1 if recv does when it is back."""
     a, b = clients = play(server, [(0, 0.2), (0, 0.1)])
     left = None
     while left is None and a.is_alive():
@@ -1227,7 +1213,7 @@ def figure(args):
     return 0
 
 
-# ---- compare: what is measured (METRICS, experiments, EXPERIMENTS) ----
+# ---- compare: measuring (METRICS, experiments, EXPERIMENTS, Run, measure) ----
 
 HOLD = 0.2                  # seconds: how long a first client keeps others waiting, if it can
 SLOW_ANSWER = 0.02          # seconds: an answer that waits, or computes
@@ -1260,13 +1246,20 @@ GROWTH = [f'with_{count}' for count in STEPS] + ['grows']
 TABLE = [name for name, metric in METRICS.items() if metric.head and name not in GROWTH]
 
 
+def hold_all(load, count):
+    """Let a load have COUNT connections. Raises RuntimeError if the server does not hold them."""
+    held = load.hold(count)
+    if held < count:
+        raise RuntimeError(f'it holds {held} of {count} clients: {dict(load.errors)}')
+
+
 def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
     """Load a server in BATCHES of so many SECONDS. Return requests a second, the median latency of
     the best batch, and CPU seconds per request. Raises RuntimeError if an answer is not right."""
     latencies = []
     done = 0
     with contextlib.closing(Load(server.address, reconnect=reconnect)) as active:
-        active.hold(clients)
+        hold_all(active, clients)
         start = time.perf_counter()
         before = cpu_seconds(server.pid) if HAS_PROC else 0
         for _ in range(batches):
@@ -1276,18 +1269,10 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
             latencies.append(percentile(active.latencies, 0.5))
         passed = time.perf_counter() - start
         cpu = (cpu_seconds(server.pid) - before) / done if HAS_PROC and done else None
-    if len(active.answered) < clients or active.errors:
-        raise RuntimeError(f'{len(active.answered)} of {clients} clients had an answer; errors: '
-                           f'{dict(active.errors)} {active.first_wrong}')
+    if active.errors:
+        raise RuntimeError(f'errors: {dict(active.errors)} {active.first_wrong}')
     # each client had a request open when the first batch began
     return max(0, done - clients) / passed, min(filter(None, latencies), default=None), cpu
-
-
-def hold_idle(crowd, count):
-    """Let there be COUNT idle clients. Raises RuntimeError if the server does not hold them."""
-    held = crowd.hold(count)
-    if held < count:
-        raise RuntimeError(f'it holds {held} of {count} idle clients: {dict(crowd.errors)}')
 
 
 def client_wait(server, before):
@@ -1314,7 +1299,7 @@ def idle_crowd(server):
         return ()
     before = memory_bytes(server.pid)
     with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
-        hold_idle(crowd, 100)
+        hold_all(crowd, 100)
         grown = memory_bytes(server.pid) - before
         workers = total(server.pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
         used = -cpu_seconds(server.pid)
@@ -1332,7 +1317,7 @@ def growth(server):
     with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
         for count in STEPS:
             if count <= raise_file_limit() - 250:
-                hold_idle(crowd, count)
+                hold_all(crowd, count)
                 costs.append(busy(server, 4)[2])
     factor = costs[-1] / costs[0] if len(costs) == len(STEPS) and all(costs) else None
     return (factor, *costs)
@@ -1352,28 +1337,26 @@ MANY = [*CURVE, 'blocking process', 'non-blocking 20 ms', 'selectors select',
 # with the same options share a server.
 EXPERIMENTS = [
     ('idle_bytes workers idle_cpu', idle_crowd, (), MANY),      # first: its server must be fresh
-    ('second', functools.partial(client_wait, before=1), (),
+    ('second', lambda server: client_wait(server, before=1), (),
      [*MANY, 'blocking serial', 'pool of 4', 'socketserver serial']),
-    ('fits', functools.partial(client_wait, before=3), (), ['pool of 4']),
-    ('full', functools.partial(client_wait, before=4), (), ['pool of 4']),
+    ('fits', lambda server: client_wait(server, before=3), (), ['pool of 4']),
+    ('full', lambda server: client_wait(server, before=4), (), ['pool of 4']),
     ('grows with_0 with_10 with_100 with_500 with_1000', growth, (), CURVE),
-    ('- one_of_4 -', functools.partial(busy, clients=4), (), CURVE),
-    ('rate_100 - cpu_100', functools.partial(busy, clients=100), (), MANY),
-    ('- one -', functools.partial(busy, clients=1, batches=7), (),
+    ('- one_of_4 -', lambda server: busy(server, 4), (), CURVE),
+    ('rate_100 - cpu_100', lambda server: busy(server, 100), (), MANY),
+    ('- one -', lambda server: busy(server, 1, batches=7), (),
      ['blocking thread', *LOOPS, 'non-blocking 20 ms']),
-    ('- - new_cpu', functools.partial(busy, clients=4, reconnect=True), (),
+    ('- - new_cpu', lambda server: busy(server, 4, reconnect=True), (),
      ['blocking thread', 'pool of 4']),
     ('held', clients_held, (), ['select', 'selectors poll']),
     ('delay_adds', slow_answer_adds, ('--delay', str(SLOW_ANSWER)), MANY),
     ('work_adds', slow_answer_adds, ('--work', str(SLOW_ANSWER)), MANY),
-    ('- wait_16 -', functools.partial(busy, clients=16, seconds=0.06, reconnect=True),
+    ('- wait_16 -', lambda server: busy(server, 16, seconds=0.06, reconnect=True),
      ('--delay', '0.01'), ['pool of 1', 'pool of 16', 'blocking serial', 'blocking thread']),
     ('in_socket', lambda server: look_at_bytes(server)[2] if HAS_PROC else None,
      ('--work', str(COMPUTE)), LOOPS + ASYNC),
 ]
 
-
-# ---- compare: measuring (Run, measure) ----
 
 class Run:
     """What has been measured, and what failed."""
@@ -1426,24 +1409,22 @@ def short(value):
 
 
 def measure(run, models, limit):
-    """Measure MODELS; then again those that were disturbed, first those that decide a claim. If the
-    first of these is disturbed again, this machine will not become quiet. Begin none after 1.4
-    times LIMIT seconds, to end within one and a half."""
+    """Measure MODELS; then again those that were disturbed, in the order of the table, unless that
+    does not help. Begin none after 1.4 times LIMIT seconds, to end within one and a half."""
     end = time.monotonic() + 1.4 * limit
     again = []
     for number, model in enumerate(models, 1):
         show_progress(f'{number} of {len(models)}: {model}')
         if time.monotonic() < end and run.do(model):
             again.append(model)
-    decisive = {model for *_, conditions in CLAIMS for _, _, model, _ in terms(conditions)}
-    again.sort(key=lambda model: model not in decisive)
+    again.sort(key=list(MODELS).index)
     for number, model in enumerate(again):
         show_progress(f'again, as it was disturbed: {model}')
         if time.monotonic() > end or run.do(model) and number == 0:
             break
 
 
-# ---- compare: the claims, and what decides each (CLAIMS, judge) ----
+# ---- compare: the claims and the report (CLAIMS, judge, report_rows, compare) ----
 
 HOLDS, FAILS, UNSURE, NONE = 'holds', 'does not hold', 'cannot tell', 'not measured'
 CLAIMS = [          # section of the notes (and: ours), the claim, the conditions that decide it
@@ -1501,18 +1482,14 @@ CLAIMS = [          # section of the notes (and: ours), the claim, the condition
     ('5, ours', 'With 100 clients io_uring takes less CPU than asyncio',
      ['cpu_100@io_uring < cpu_100@asyncio']),
 ]
-TERM = re.compile(r'(?:([\d.]+) \* )?(?:(\w+)@([^<]+)|([\d.]+))')
-
-
-def terms(conditions):
-    """Return (factor, metric, model, number) of each side of CONDITIONS; None: it has no such."""
-    return [TERM.fullmatch(side).groups() for condition in conditions
-            for side in condition.split(' < ')]
+SIDE = re.compile(r'(?:([\d.]+) \* )?(?:(\w+)@([^<]+)|([\d.]+))')      # of a condition
 
 
 def judge(run, section, claim, conditions):
     """Return a claim, with its verdict and the metrics that decide it in words."""
-    sides = terms(conditions)
+    # of each side factor, metric, model, number; None: it has no such
+    sides = [SIDE.fullmatch(side).groups() for condition in conditions
+             for side in condition.split(' < ')]
     verdicts = [judge_one(low, high, run) for low, high in zip(sides[::2], sides[1::2])]
     verdict = next((each for each in (FAILS, NONE, UNSURE, HOLDS) if each in verdicts), NONE)
     evidence = {}       # words of a metric: {words of a model: True}, in order
@@ -1542,8 +1519,6 @@ def judge_one(low, high, run):
         return HOLDS
     return FAILS if min(below) >= max(above) * 1.1 and not disturbed else UNSURE
 
-
-# ---- compare: the report (table_rows, claim_rows, report_rows) and the command ----
 
 def table_rows(run, names, models):
     """Return a table: medians of these metrics, a row for each server."""

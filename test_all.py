@@ -1389,7 +1389,7 @@ class ClientTest(ServerTest):
             master, process = self.chat_at_terminal(
                 server, env={**os.environ, 'PYTHONIOENCODING': encoding}, **ignores)
             self.assertRegex(self.screen(master, b'>>: '),
-                             rb'connected to 127\.0\.0\.1:\d+ from 127\.0\.0\.1:\d+')
+                             rb'connected to 127\.0\.0\.1, port \d+, from port \d+;')
             os.write(master, b'\n')
             self.screen(master, b'>>: ')
             os.write(master, 'hello \u4f60\n'.encode(encoding))
@@ -1605,10 +1605,9 @@ class CompareTest(ServerTest):
         used = {metric for metric, row in client.METRICS.items() if row.head}
         used |= {f'with_{step}' for step in client.STEPS}
         for section, claim, conditions in client.CLAIMS:
-            for factor, metric, model, number in client.terms(conditions):
-                if metric:
-                    self.assertIn((metric, model), self.MEASURED, claim)
-                    used.add(metric)
+            for metric, model in re.findall(r'(\w+)@([\w -]+?)(?: <|;|$)', ';'.join(conditions)):
+                self.assertIn((metric, model), self.MEASURED, claim)
+                used.add(metric)
         self.assertEqual({metric for metric, _ in self.MEASURED}, set(client.METRICS))
         self.assertEqual(used, set(client.METRICS))
 
@@ -1671,8 +1670,8 @@ class CompareTest(ServerTest):
         self.assertLess(before, watch.others)
         run, done = client.Run(), []
         run.do = lambda model: done.append(model) or True
-        client.measure(run, ['a', 'select'], 9)
-        self.assertEqual(done, ['a', 'select', 'select'])
+        client.measure(run, ['socketserver thread', 'select'], 9)
+        self.assertEqual(done, ['socketserver thread', 'select', 'select'])
 
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_signals_leave_no_server(self):
