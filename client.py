@@ -104,7 +104,7 @@ def converse(sock, messages, quiet):
 
 
 def typed_lines(sock):
-    """Yield the lines that a person types, until Ctrl-D, and a blank one if the server says
+    """Yield the lines that a person types until Ctrl-D, and a blank one if the server says
     something first, or leaves. (On Windows we can wait for the keyboard only.)"""
     line = ' '
     while line:
@@ -186,10 +186,9 @@ def pipe(sock):
 
 
 def send_input(sock, result):
-    """Send all of standard input, then half-close. To RESULT add the number of bytes, or why it
-    cannot be read; nothing if the connection is lost, which the main thread sees too."""
+    """Send all of standard input, then half-close. RESULT gets how many bytes, or why not all."""
     sent = 0
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):      # it is lost: the main thread sees that too
         for data in iter(lambda: read_input(result), b''):
             sock.sendall(data)
             sent += len(data)
@@ -227,16 +226,14 @@ class Loop:
         self.timers = []                    # a heap of (moment, descriptor, sock, client)
         self.lateness = collections.Counter()       # of timers: {bucket: how often}
 
-    def start(self, sock, client):
-        """Run CLIENT up to its first yield."""
-        self.socks.add(sock)
-        self.watch(sock, client, next(client, None))
-
-    def watch(self, sock, client, wanted):
-        """Resume CLIENT when what it has yielded comes. None: it has ended, so close its SOCK."""
-        if sock in self.sel.get_map():
+    def resume(self, sock, client, watched=0):
+        """Run CLIENT up to its next yield. WATCHED is what of its SOCK has been waited for."""
+        wanted = next(client, None)
+        if wanted == watched:
+            return
+        if watched:
             self.sel.unregister(sock)
-        if wanted is None:
+        if wanted is None:          # it has ended
             self.socks.discard(sock)
             sock.close()
         elif isinstance(wanted, float):
@@ -249,23 +246,20 @@ class Loop:
         now = time.perf_counter()
         while now < until and self.socks:
             for key, mask in self.select(until - now):
-                wanted = next(key.data, None)
-                if wanted != key.events:
-                    self.watch(key.fileobj, key.data, wanted)
+                self.resume(key.fileobj, key.data, key.events)
             now = time.perf_counter()
             while self.timers and self.timers[0][0] <= now:
                 moment, _, sock, client = heapq.heappop(self.timers)
-                self.watch(sock, client, next(client, None))
+                self.resume(sock, client)
                 self.lateness[bucket(now - moment)] += 1
 
     def select(self, seconds):
-        """Wait for at most so many seconds, until a client is ready or a timer is due. Return who
-        is ready. The wait of epoll rounds up to 1 ms; that of select does not."""
+        """Wait until a client is ready, a timer is due or SECONDS are over. Return who is ready."""
         if not self.timers:
             return self.sel.select(min(0.2, seconds))   # 0.2: on Windows Ctrl-C waits for its end
         seconds = max(0, min(seconds, self.timers[0][0] - EARLY - time.perf_counter()))
         if hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024:
-            select.select([self.sel], [], [], seconds)
+            select.select([self.sel], [], [], seconds)      # epoll's own wait rounds up to 1 ms
             return self.sel.select(0)
         if self.sel.get_map():
             return self.sel.select(seconds)
@@ -312,13 +306,13 @@ ASYNC = ['asyncio', 'io_uring']
 
 def machine():
     """Return what the figures depend on."""
-    python = f'{platform.python_implementation()} {platform.python_version()}'
     gil = '' if HAS_GIL else ' without a GIL'
+    python = f'{platform.python_implementation()} {platform.python_version()}{gil}'
     if os.name == 'posix':
         system = os.uname().sysname + ' ' + os.uname().release.partition('-')[0]
     else:
         system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
-    return f'{python}{gil}, {system}, {counted(PROCESSORS, "processor")}'
+    return f'{python}, {system}, {counted(PROCESSORS, "processor")}'
 
 
 def counted(number, noun):
@@ -639,11 +633,11 @@ class Load(Loop):
     def open_one(self, number):
         sock = socket.socket(socket.AF_INET6 if ':' in self.address[0] else socket.AF_INET)
         sock.setblocking(False)
-        self.start(sock, self.connection(sock, number))
+        self.socks.add(sock)
+        self.resume(sock, self.connection(sock, number))
 
     def hold(self, count):
-        """Open connections until there are COUNT, and wait until each has an answer, for 5 seconds
-        at most. Return how many the server really holds."""
+        """Open connections until there are COUNT; return how many have an answer in 5 seconds."""
         self.open(count)
         end = time.perf_counter() + 5
         while len(self.answered | self.lost) < count and time.perf_counter() < end:
@@ -677,8 +671,7 @@ class Load(Loop):
             self.lost.add(number)
 
     def begin(self, number):
-        """Begin a request: now, or in an open loop when the next is due. Return the moments that
-        must be waited for: that one, or none."""
+        """Begin a request: now, or when the next is due. Return that moment, if it must wait."""
         now = self.begun[number] = time.perf_counter()
         if not self.rate:
             return ()
@@ -709,8 +702,7 @@ class Load(Loop):
         self.check(received, start, time.perf_counter() - self.begun[number])
 
     def check(self, received, start, latency):
-        """Count an answer, and describe the first that is wrong. Where one is too long, nobody
-        knows where the next begins: that connection ends."""
+        """Count an answer; describe the first wrong one. One that is too long ends a connection."""
         expected = self.upper[start:start + self.size]
         if received == expected:
             self.latencies[bucket(latency)] += 1
@@ -726,8 +718,7 @@ class Load(Loop):
         self.errors['wrong answer'] += 1
 
     def report(self, end):
-        """Return what was measured. A request that is not answered, or not sent, counts only if
-        it has waited longer than the slowest that was answered."""
+        """Return what was measured. What is still open or not sent counts if it is the slowest."""
         waits = [end - begun for begun in self.begun.values() if begun <= end]
         due = int((end - self.due) * self.rate)         # since that one
         not_sent = [end - self.due - number / self.rate for number in range(1, due + 1)]
@@ -885,14 +876,12 @@ def speed_rows(report, args):
 KINDS = {       # kind: character, colour on a terminal (of 256), colour in an SVG
     '': (' ', 0, ''), 'title': (' ', 0, ''), 'good': (' ', 0, '#1b7f3b'),
     'bad': (' ', 0, '#c0392b'), 'copy': ('#', 182, '#d9a6d9'), 'ask': ('!', 0, ''),
-    'wait': ('.', 252, '#d4d4d4'),      # grey: nobody waits for the process
-    'asleep': ('z', 117, '#8cc8f0'),    # blue: the process sleeps
-    'asks': ('?', 228, '#f2e16b'),      # yellow: the process asks again and again
-    'held': ('H', 215, '#f5b060'), 'socket': ('s', 215, '#f5b060'),     # orange: must wait for it
-    'unaccepted': ('N', 203, '#f0756b'),    # red: it does not even know
-    'memory': ('m', 114, '#84cf93'), 'delay': ('d', 114, '#84cf93'),    # green: it has it in hand
-    'work': ('c', 114, '#84cf93'),
-}
+    # grey: nobody waits for the process; blue: it sleeps; yellow: it asks again and again
+    'wait': ('.', 252, '#d4d4d4'), 'asleep': ('z', 117, '#8cc8f0'), 'asks': ('?', 228, '#f2e16b'),
+    # orange: somebody must wait for it; red: it does not even know; green: it has it in hand
+    'held': ('H', 215, '#f5b060'), 'socket': ('s', 215, '#f5b060'),
+    'unaccepted': ('N', 203, '#f0756b'), 'memory': ('m', 114, '#84cf93'),
+    'delay': ('d', 114, '#84cf93'), 'work': ('c', 114, '#84cf93')}
 LABELS = {'wait': ' waits for the data ', 'asleep': ' asleep ', 'asks': ' asks '}
 
 
@@ -1144,8 +1133,7 @@ def three_clients():
 
 
 def play_slow(model):
-    """Play the three clients against two servers at the same time: the answers of one wait, those
-    of the other are computed. Return what draw_clients returns of both."""
+    """Play the three clients against a server whose answers wait, and one that computes them."""
     show_progress(f'three clients: {model}')
     with Server(*MODELS[model], '--delay', str(SLOW), '--trace') as waits, \
             Server(*MODELS[model], '--work', str(SLOW), '--trace') as computes:
@@ -1276,8 +1264,7 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
 
 
 def client_wait(server, before):
-    """Return how long a client waits for its answer. BEFORE others came first; each stays HOLD
-    seconds, unless all have their answers."""
+    """Return how long a client waits for its answer if BEFORE others are there, who stay HOLD."""
     others = [(0.002 * number, 0.02) for number in range(before)]
     clients = play(server, [*others, (0.04, 0.05)], stay=HOLD)
     finish(clients)
@@ -1367,8 +1354,7 @@ class Run:
         self.whole = Disturbance()
 
     def do(self, model):
-        """Do all experiments with a model, once more but for those that have failed. Return
-        whether that was disturbed."""
+        """Do all experiments with a model that have not failed. Return whether it was disturbed."""
         watch = Disturbance()
         values = []             # (metric, value)
         for options, rows in itertools.groupby(EXPERIMENTS, lambda row: row[2]):
@@ -1504,8 +1490,7 @@ def judge(run, section, claim, conditions):
 
 
 def judge_one(low, high, run):
-    """Return the verdict on one condition, LOW < HIGH: the ranges must be a tenth apart. No denial
-    rests on values that were disturbed."""
+    """Return the verdict on LOW < HIGH: ranges a tenth apart decide; disturbed ones deny nothing."""
     ranges = []
     disturbed = False
     for factor, metric, model, number in (low, high):
@@ -1568,8 +1553,8 @@ def report_rows(run, judged, partial):
             *table_rows(run, TABLE, MODELS), [],
             [('title', 'us of CPU per request of 4 busy clients, beside idle ones')],
             *table_rows(run, GROWTH, CURVE), [], *claim_rows(judged), []]
-    for key, why in run.failed.items():
-        rows.append([('', textwrap.shorten(f'not measured: {" ".join(key)}: {why}', 79))])
+    rows += [[('', textwrap.shorten(f'not measured: {" ".join(key)}: {why}', 79))]
+             for key, why in run.failed.items()]
     return rows + head
 
 
@@ -1631,25 +1616,22 @@ def parse_arguments(words):
         subparser = commands.add_parser(command.__name__, description=description, **form)
         subparser.set_defaults(command=command)
         add[command] = subparser.add_argument
+
+    def number(command, name, kind, low, high, default, words):
+        add[command](name, type=number_between(kind, low, high), default=default,
+                     metavar='N', help=f'{words} (default {default})')
     for command in chat, load:
-        add[command]('--host', default='127.0.0.1', help='default %(default)s')
-        add[command]('--port', type=number_between(int, 1, 65535), default=8080,
-                     help='default %(default)s')
+        add[command]('--host', default='127.0.0.1', help='its address (default %(default)s)')
+        number(command, '--port', int, 1, 65535, 8080, 'its port')
     add[chat]('-m', dest='message', action='append', metavar='TEXT',
               help='send TEXT, print the reply, leave; may be repeated')
-    add[chat]('--quiet', type=number_between(float, 0.001, 3600), default=0.2, metavar='SECONDS',
-              help='silence that ends a reply (default %(default)s)')
-    add[load]('--connections', type=number_between(int, 1, 100000), default=100, metavar='N',
-              help='connections that send requests (default %(default)s)')
-    add[load]('--seconds', type=number_between(float, 0.01, 86400), default=5,
-              help='default %(default)s')
-    add[load]('--rate', type=number_between(float, 0, 10000000), default=0, metavar='R',
-              help='R requests a second in all; 0: the next after each answer (default)')
-    add[load]('--size', type=number_between(int, 1, 1 << 28), default=64, metavar='BYTES',
-              help='the size of each message (default %(default)s)')
+    number(chat, '--quiet', float, 0.001, 3600, 0.2, 'seconds of silence that end a reply')
+    number(load, '--connections', int, 1, 100000, 100, 'connections that send requests')
+    number(load, '--seconds', float, 0.01, 86400, 5, 'how long')
+    number(load, '--rate', float, 0, 10000000, 0, 'requests a second in all; 0: as answers come')
+    number(load, '--size', int, 1, 1 << 28, 64, 'bytes of each message')
     add[load]('--text', action='store_true', help='letters and a newline, not random bytes')
-    add[load]('--idle', type=number_between(int, 0, 100000), default=0, metavar='N',
-              help='open N more connections that send nothing')
+    number(load, '--idle', int, 0, 100000, 0, 'more connections, which send nothing')
     add[load]('--reconnect', action='store_true', help='a new connection for each request')
     add[compare]('--quick', action='store_true', help='rougher, in half of the time')
     for command in load, compare:
