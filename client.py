@@ -50,8 +50,8 @@ def connect(host, port):
     except (OSError, UnicodeError) as error:
         words = f'cannot connect to host {host!a}, port {port}: {reason(error)}'
         if isinstance(error, ConnectionRefusedError):
-            script = SCRIPTS.get(port, 'blocking') + '_server.py'
-            words += f'\nTo start a server there: python {script} --port {port}'
+            name = SCRIPTS.get(port, 'blocking')
+            words += f'\nTo start a server there: python {name}_server.py --port {port}'
         sys.exit(words)
 
 
@@ -255,15 +255,15 @@ class Loop:
 
     def select(self, seconds):
         """Wait until a client is ready, a timer is due or SECONDS are over. Return who is ready."""
-        if not self.timers:
-            return self.sel.select(min(0.2, seconds))   # 0.2: on Windows Ctrl-C waits for its end
-        seconds = max(0, min(seconds, self.timers[0][0] - EARLY - time.perf_counter()))
-        if hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024:
-            select.select([self.sel], [], [], seconds)      # epoll's own wait rounds up to 1 ms
-            return self.sel.select(0)
+        seconds = min(seconds, 0.2)             # on Windows Ctrl-C waits for its end
+        if self.timers:
+            seconds = max(0, min(seconds, self.timers[0][0] - EARLY - time.perf_counter()))
+            if hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024:
+                select.select([self.sel], [], [], seconds)      # epoll's wait rounds up to 1 ms
+                return self.sel.select(0)
         if self.sel.get_map():
             return self.sel.select(seconds)
-        time.sleep(min(0.2, seconds))           # on Windows select fails with empty lists
+        time.sleep(seconds)                     # on Windows select fails with empty lists
         return []
 
     def close(self):
@@ -282,8 +282,7 @@ HAS_GIL = getattr(sys, '_is_gil_enabled', lambda: True)()
 PROCESSORS = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 CONNECTED, LISTENS = '01', '0A'     # states of /proc/net/tcp
 FOLDER = os.path.dirname(os.path.realpath(__file__))
-SELECTORS = [kind for kind in ('epoll', 'kqueue', 'devpoll', 'poll', 'select')
-             if hasattr(select, kind)]
+SELECTORS = [kind for kind in 'epoll kqueue devpoll poll select'.split() if hasattr(select, kind)]
 BEST = SELECTORS[0]         # the system's own
 SELECTOR = f'selectors {BEST}'
 MODELS = {          # name: script and arguments; those that decide most claims come first
@@ -308,10 +307,9 @@ def machine():
     """Return what the figures depend on."""
     gil = '' if HAS_GIL else ' without a GIL'
     python = f'{platform.python_implementation()} {platform.python_version()}{gil}'
+    system = 'Windows'
     if os.name == 'posix':
         system = os.uname().sysname + ' ' + os.uname().release.partition('-')[0]
-    else:
-        system = 'Windows {0.major}.{0.minor}.{0.build}'.format(sys.getwindowsversion())
     return f'{python}, {system}, {counted(PROCESSORS, "processor")}'
 
 
@@ -532,13 +530,15 @@ class Server(contextlib.AbstractContextManager):
 
 
 class Disturbance:
-    """What disturbs us from now until `stop`. Then there are, as shares of the time of the
-    processors that we may use (0 where /proc is not known):
+    """What disturbs us from now until `stop`, in shares of the time of the processors that we may
+    use (0 where /proc is not known).
 
     others: used by neither us nor our servers (of class Server, and the seconds in `servers`). Of
         /proc/stat user, nice, system and steal count (proc(5)); guest is in user, iowait is idle,
         irq and softirq are in some kernels' times of processes too.
     waited: for a processor, by the thread that asks. The quota of a cgroup shows only here.
+    disturbed: whether others had more than a tenth, and more than was idle; or we waited for more
+        than a tenth though much was idle.
     """
 
     def __init__(self):
@@ -563,16 +563,11 @@ class Disturbance:
     def stop(self):
         """Measure, and return self."""
         passed, *times = [now - before for now, before in zip(self.look(), self.start)]
-        self.used, ours, self.waited = [seconds / passed for seconds in times]
-        self.others = max(0, self.used - ours - self.servers / passed)
+        used, ours, self.waited = [seconds / passed for seconds in times]
+        self.others = max(0, used - ours - self.servers / passed)
+        idle = 1 - used         # where little is idle, we may have waited for our own servers
+        self.disturbed = self.others > max(0.1, idle) or (self.waited > 0.1 and idle > 0.4)
         return self
-
-    @property
-    def disturbed(self):
-        """Whether others had more than a tenth, and more than was idle; or whether we waited for
-        more than a tenth though much was idle. (With less idle, our servers may be the cause.)"""
-        idle = 1 - self.used
-        return self.others > max(0.1, idle) or (self.waited > 0.1 and idle > 0.4)
 
     def words(self):
         """Return what disturbed us in words; '' if nothing did."""
@@ -592,21 +587,19 @@ PERCENTILES = {'p50': 0.5, 'p95': 0.95, 'p99': 0.99, 'p99_9': 0.999, 'max': 1}
 
 
 class Load(Loop):
-    """Connections that each send a message, check its answer byte for byte, and send the next; up
-    to MOST of them, then they are idle.
+    """Connections that each send a message, check its answer byte for byte, and send the next.
 
     Closed loop: as soon as they have the answer. Open loop: when it is due, of RATE requests a
     second in all. There a latency counts from that moment on: a server that stands still answers
     for all that were due meanwhile, not only for what was sent ("coordinated omission", Gil Tene).
     """
 
-    def __init__(self, address, size=64, reconnect=False, rate=0, text=False, most=sys.maxsize):
+    def __init__(self, address, size=64, reconnect=False, rate=0, text=False):
         super().__init__()
         self.address = address
         self.size = size
         self.reconnect = reconnect
         self.rate = rate
-        self.most = most
         self.pieces = itertools.count()         # of the payload: each message is the next
         payload = bytearray(PAYLOAD * math.ceil(size / len(PAYLOAD)))
         if text:
@@ -623,41 +616,38 @@ class Load(Loop):
         self.first_wrong = ''
         self.latencies = collections.Counter()      # {bucket: how often}
 
-    def open(self, count):
-        """Open connections until there are COUNT."""
+    def open(self, count, most=sys.maxsize):
+        """Open connections until there are COUNT. After MOST messages each is idle."""
         self.due = time.perf_counter()
         for number in range(self.count, count):
-            self.open_one(number)
+            self.open_one(number, most)
         self.count = count
 
-    def open_one(self, number):
+    def open_one(self, number, most):
         sock = socket.socket(socket.AF_INET6 if ':' in self.address[0] else socket.AF_INET)
         sock.setblocking(False)
         self.socks.add(sock)
-        self.resume(sock, self.connection(sock, number))
+        self.resume(sock, self.connection(sock, number, most))
 
-    def hold(self, count):
+    def hold(self, count, most=sys.maxsize):
         """Open connections until there are COUNT; return how many have an answer in 5 seconds."""
-        self.open(count)
+        self.open(count, most)
         end = time.perf_counter() + 5
         while len(self.answered | self.lost) < count and time.perf_counter() < end:
             self.run(time.perf_counter() + 0.01)
         return len(self.answered - self.lost)
 
-    def connection(self, sock, number):
+    def connection(self, sock, number, most):
         """Be one connection. With --reconnect another one takes its place after each answer."""
         try:
             yield from self.begin(number)
             with contextlib.suppress(BlockingIOError):
                 sock.connect(self.address)
-            yield WRITE         # now it is connected, or has failed
-            status = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if status:
-                raise OSError(status, os.strerror(status))
-            for _ in range(self.most):
+            yield WRITE         # it is connected; if not, what follows says why
+            for _ in range(most):
                 yield from self.exchange(sock, number)
                 if self.reconnect:
-                    self.open_one(number)
+                    self.open_one(number, most)
                     return
                 yield from self.begin(number)
             del self.begun[number]
@@ -768,13 +758,10 @@ def load(args):
     raise_file_limit(args.connections + args.idle + 20)
     with connect(args.host, args.port) as sock:     # a name may have several addresses
         address = sock.getpeername()                # this one answers
-    with contextlib.closing(Load(address, most=0)) as idle, contextlib.closing(
-            Load(address, args.size, args.reconnect, args.rate, args.text)) as active:
-        idle.hold(args.idle)
+    active = Load(address, args.size, args.reconnect, args.rate, args.text)
+    with contextlib.closing(active):
+        active.hold(args.idle, most=0)
         report, status = measure_load(active, args)
-        idle.run(time.perf_counter() + 0.01)        # for those that were closed meanwhile
-        for error, count in idle.errors.items():
-            report['errors'][f'idle connections: {error}'] = count
     show_progress('')
     print(json.dumps(report) if args.json else format_load(report, args), flush=True)
     bad = report['errors'] or report['never_answered'] or not report['requests']
@@ -785,8 +772,8 @@ def run_load(active, args, start):
     """Run a load for --seconds, or until a signal. Return the exit status."""
     now = start
     try:
-        active.open(args.connections)
-        while now < start + args.seconds and len(active.lost) < active.count:
+        active.open(args.idle + args.connections)
+        while now < start + args.seconds and len(active.lost) < args.connections:
             active.run(min(start + args.seconds, now + 0.5))
             now = time.perf_counter()
             rate = sum(active.latencies.values()) / (now - start)
@@ -1075,9 +1062,9 @@ def who_copies():
     title = [('title', 'Who copies while the process computes for B? A says hello at 0.1 s')]
     if not HAS_PROC:
         return [title, [('', 'This needs Recv-Q of /proc/net/tcp, which only Linux has.')]]
-    rows = [draw_server(name, ['--work', str(COMPUTE)], bytes_row)
-            for name in READS if name != 'blocking']
-    return [title, [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')], *rows,
+    models = [name for name in READS if name != 'blocking']
+    return [title, [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')],
+            *[draw_server(name, ['--work', str(COMPUTE)], bytes_row) for name in models],
             [('', f'{"":13}'), ('socket', 's'), ('', ' in the socket (Recv-Q 5)   '),
              ('memory', 'm'), ('', " in the process's memory")]]
 
@@ -1115,11 +1102,10 @@ GROUPS = {          # the third picture: models that may be one group
     'pool of 2': ['pool of 2'], 'loops': LOOPS, 'async': ASYNC}
 THREE = [(0, 0.3), (0.05, 0.05), (0.1, 0.1)]    # when A, B and C connect and ask
 SLOW = 0.2                  # seconds that each answer takes
-AGREE = SLOW / 2            # seconds: less between the waits of two models is no difference
 LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
            ('', ' held up by another client   '), ('unaccepted', 'N'), ('', ' not accepted yet')],
           [('', f'{"":13}'), ('delay', 'd'), ('', ' its own answer waits   '), ('work', 'c'),
-           ('', f' it is computed    agree: within {AGREE} s')]]
+           ('', ' it is computed')]]
 
 
 def three_clients():
@@ -1173,8 +1159,7 @@ def group_rows(name, members):
     if len(good) > 1:
         waits = [[waited for cells, waited in member] for member in good]
         apart = max(max(of_one) - min(of_one) for of_one in zip(*waits))
-        heads[1] = f'{len(good)} ' + ('agree' if apart < AGREE else 'differ')
-        heads[2] = ('to' if apart < AGREE else 'by') + f' {apart * 1e3:.0f} ms'
+        heads[1:] = [f'{len(good)} within', f'{apart * 1e3:.0f} ms']
     for number, head in enumerate(heads if good else []):
         row = [('', f'{head[:10]:<11}{"ABC"[number]} ')]
         for cells, waited in good[0][number::3]:        # by --delay, by --work
@@ -1234,9 +1219,9 @@ GROWTH = [f'with_{count}' for count in STEPS] + ['grows']
 TABLE = [name for name, metric in METRICS.items() if metric.head and name not in GROWTH]
 
 
-def hold_all(load, count):
+def hold_all(load, count, most=sys.maxsize):
     """Let a load have COUNT connections. Raises RuntimeError if the server does not hold them."""
-    held = load.hold(count)
+    held = load.hold(count, most)
     if held < count:
         raise RuntimeError(f'it holds {held} of {count} clients: {dict(load.errors)}')
 
@@ -1285,8 +1270,8 @@ def idle_crowd(server):
     if not HAS_PROC:
         return ()
     before = memory_bytes(server.pid)
-    with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
-        hold_all(crowd, 100)
+    with contextlib.closing(Load(server.address, 1)) as crowd:
+        hold_all(crowd, 100, most=1)
         grown = memory_bytes(server.pid) - before
         workers = total(server.pid, lambda each: len(os.listdir(f'/proc/{each}/task')))
         used = -cpu_seconds(server.pid)
@@ -1301,10 +1286,10 @@ def growth(server):
     """Return by what factor the CPU per request of four busy clients grows, and its seconds beside
     each number of idle ones in STEPS."""
     costs = []
-    with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
+    with contextlib.closing(Load(server.address, 1)) as crowd:
         for count in STEPS:
             if count <= raise_file_limit() - 250:
-                hold_all(crowd, count)
+                hold_all(crowd, count, most=1)
                 costs.append(busy(server, 4)[2])
     factor = costs[-1] / costs[0] if len(costs) == len(STEPS) and all(costs) else None
     return (factor, *costs)
@@ -1313,8 +1298,8 @@ def growth(server):
 def clients_held(server):
     """Return how many of OFFERED clients the server really holds: each had an answer."""
     raise_file_limit(OFFERED + 20)
-    with contextlib.closing(Load(server.address, 1, most=1)) as crowd:
-        return crowd.hold(OFFERED)
+    with contextlib.closing(Load(server.address, 1)) as crowd:
+        return crowd.hold(OFFERED, most=1)
 
 
 CURVE = ['blocking thread', 'non-blocking', 'select', 'selectors poll', SELECTOR, *ASYNC]
@@ -1354,7 +1339,7 @@ class Run:
         self.whole = Disturbance()
 
     def do(self, model):
-        """Do all experiments with a model that have not failed. Return whether it was disturbed."""
+        """Do all experiments with a model that did not fail. Return whether it was disturbed."""
         watch = Disturbance()
         values = []             # (metric, value)
         for options, rows in itertools.groupby(EXPERIMENTS, lambda row: row[2]):
@@ -1465,8 +1450,6 @@ CLAIMS = [          # section of the notes (and: ours), the claim, the condition
      if HAS_GIL and PROCESSORS > 1 else []),
     ('4', 'With io_uring the kernel copies meanwhile; otherwise not',
      [f'2 * in_socket@io_uring < in_socket@{each}' for each in [*LOOPS, 'asyncio']]),
-    ('5, ours', 'With 100 clients io_uring takes less CPU than asyncio',
-     ['cpu_100@io_uring < cpu_100@asyncio']),
 ]
 SIDE = re.compile(r'(?:([\d.]+) \* )?(?:(\w+)@([^<]+)|([\d.]+))')      # of a condition
 
@@ -1474,8 +1457,7 @@ SIDE = re.compile(r'(?:([\d.]+) \* )?(?:(\w+)@([^<]+)|([\d.]+))')      # of a co
 def judge(run, section, claim, conditions):
     """Return a claim, with its verdict and the metrics that decide it in words."""
     # of each side factor, metric, model, number; None: it has no such
-    sides = [SIDE.fullmatch(side).groups() for condition in conditions
-             for side in condition.split(' < ')]
+    sides = [SIDE.fullmatch(side).groups() for each in conditions for side in each.split(' < ')]
     verdicts = [judge_one(low, high, run) for low, high in zip(sides[::2], sides[1::2])]
     verdict = next((each for each in (FAILS, NONE, UNSURE, HOLDS) if each in verdicts), NONE)
     evidence = {}       # words of a metric: {words of a model: True}, in order
@@ -1490,7 +1472,7 @@ def judge(run, section, claim, conditions):
 
 
 def judge_one(low, high, run):
-    """Return the verdict on LOW < HIGH: ranges a tenth apart decide; disturbed ones deny nothing."""
+    """Return the verdict on LOW < HIGH: ranges a tenth apart decide; disturbed ones do not deny."""
     ranges = []
     disturbed = False
     for factor, metric, model, number in (low, high):
@@ -1596,15 +1578,6 @@ def compare(args):
 
 # ---- arguments and start ----
 
-def number_between(kind, low, high):
-    """Return an argparse type: a number of that KIND from LOW to HIGH (so neither nan nor inf)."""
-    def number(text):
-        if low <= kind(text) <= high:
-            return kind(text)
-        raise argparse.ArgumentTypeError(f'{text} is not between {low} and {high}')
-    return number
-
-
 def parse_arguments(words):
     """Return the arguments; without a command they are those of chat."""
     form = {'formatter_class': argparse.RawDescriptionHelpFormatter}
@@ -1617,21 +1590,26 @@ def parse_arguments(words):
         subparser.set_defaults(command=command)
         add[command] = subparser.add_argument
 
-    def number(command, name, kind, low, high, default, words):
-        add[command](name, type=number_between(kind, low, high), default=default,
-                     metavar='N', help=f'{words} (default {default})')
+    def add_number(command, name, kind, low, high, default, words):
+        def number(text):
+            if low <= kind(text) <= high:       # neither nan nor inf is
+                return kind(text)
+            raise argparse.ArgumentTypeError(f'{text} is not between {low} and {high}')
+        words += f' (default {default})'
+        add[command](name, type=number, default=default, metavar='N', help=words)
+
     for command in chat, load:
         add[command]('--host', default='127.0.0.1', help='its address (default %(default)s)')
-        number(command, '--port', int, 1, 65535, 8080, 'its port')
+        add_number(command, '--port', int, 1, 65535, 8080, 'its port')
     add[chat]('-m', dest='message', action='append', metavar='TEXT',
               help='send TEXT, print the reply, leave; may be repeated')
-    number(chat, '--quiet', float, 0.001, 3600, 0.2, 'seconds of silence that end a reply')
-    number(load, '--connections', int, 1, 100000, 100, 'connections that send requests')
-    number(load, '--seconds', float, 0.01, 86400, 5, 'how long')
-    number(load, '--rate', float, 0, 10000000, 0, 'requests a second in all; 0: as answers come')
-    number(load, '--size', int, 1, 1 << 28, 64, 'bytes of each message')
+    add_number(chat, '--quiet', float, 0.001, 3600, 0.2, 'seconds of silence that end a reply')
+    add_number(load, '--connections', int, 1, 100000, 100, 'connections that send requests')
+    add_number(load, '--seconds', float, 0.01, 86400, 5, 'how long')
+    add_number(load, '--rate', float, 0, 10000000, 0, 'requests a second; 0: as answers come')
+    add_number(load, '--size', int, 1, 1 << 28, 64, 'bytes of each message')
     add[load]('--text', action='store_true', help='letters and a newline, not random bytes')
-    number(load, '--idle', int, 0, 100000, 0, 'more connections, which send nothing')
+    add_number(load, '--idle', int, 0, 100000, 0, 'more connections, which send nothing')
     add[load]('--reconnect', action='store_true', help='a new connection for each request')
     add[compare]('--quick', action='store_true', help='rougher, in half of the time')
     for command in load, compare:

@@ -967,7 +967,7 @@ class ArgumentsTest(ServerTest):
         ('socketserver_server.py', ['--mode', 'process', '--reply', 'operator'],
          'usage.* an operator is for one process: use --mode thread\n$'),
         ('client.py', ['figur'], "usage.*invalid choice: 'figur'"),
-        ('client.py', ['--prot', '1'], r'usage.*\[--port PORT\]'),
+        ('client.py', ['--prot', '1'], r'usage.*\[--port N\]'),
         ('client.py', ['figure', '--svg', NOWHERE], '^cannot write .*no such folder.*\n$'),
         ('client.py', ['load', '--connections', '0'], 'usage.* is not between 1 and 100000')]
 
@@ -1744,18 +1744,17 @@ class FigureTest(ServerTest):
                 copier, text_of(client.bytes_row(server))))
 
     def test_three_clients(self):
-        """Loops that agree are one group; one that is missing says why; the SVG has the words."""
+        """Loops are one group, drawn as the first; one that is missing says why; the SVG has the words."""
         models = ['select', 'selectors select', 'missing']
 
         def played():
-            with unittest.mock.patch.dict(client.GROUPS, {'loops': models}, clear=True), \
-                    unittest.mock.patch.object(client, 'AGREE', 9):     # seconds
+            with unittest.mock.patch.dict(client.GROUPS, {'loops': models}, clear=True):
                 rows = client.three_clients()[3:-2]
             for row, least in (rows[2], 0.9 * client.SLOW), (rows[3], 1.4 * client.SLOW):
                 for waited in re.findall(r'(\d\.\d+) s', text_of(row)):
                     self.assertGreater(float(waited), least)    # C is held up by B
-            self.assertRegex(text_of(rows[2]), r'^2 agree +B +!d+ .* !c+ ')
-            self.assertRegex(text_of(rows[3]), r'^to .* C +!N+H*d+ .* !N+H*c+ ')
+            self.assertRegex(text_of(rows[2]), r'^2 within +B +!d+ .* !c+ ')
+            self.assertRegex(text_of(rows[3]), r'^\d+ ms +C +!N+H*d+ .* !N+H*c+ ')
             return rows
         with unittest.mock.patch.dict(client.MODELS, missing=('no_server.py',)):
             rows = self.undisturbed(played)
