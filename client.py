@@ -209,7 +209,6 @@ def read_input(result):
 
 
 # ---- many clients: Loop ----
-# All of them do the same, so one thread serves them: section 3 of the notes at work.
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 EARLY = 0.0002          # seconds: a sleeper is woken about so late, so the rest is polled
@@ -217,8 +216,8 @@ LINGER_ZERO = struct.pack('hh' if os.name == 'nt' else 'ii', 1, 0)      # close 
 
 
 class Loop:
-    """Many clients in one thread. Each is a generator. It yields what it waits for: READ, WRITE or
-    both, of its socket; or a float, the moment (of time.perf_counter) at which it goes on."""
+    """Many clients in one thread: section 3 of the notes. Each is a generator. It yields what it
+    waits for: READ, WRITE or both, of its socket; or a float, a moment of time.perf_counter."""
 
     def __init__(self):
         self.sel = selectors.DefaultSelector()
@@ -334,13 +333,9 @@ def raise_file_limit(needed=0):
 
 
 def proc_stat(pid):
-    """Return the fields of /proc/PID/stat after the name, which may contain anything (proc(5))."""
+    """Return the fields of /proc/PID/stat after the name: state, parent and so on (proc(5))."""
     with open(f'/proc/{pid}/stat', errors='replace') as file:
         return file.read().rpartition(')')[2].split()
-
-
-def parent(pid):
-    return int(proc_stat(pid)[1])
 
 
 def each_process(look):
@@ -354,7 +349,8 @@ def each_process(look):
 
 def total(pid, count):
     """Return the sum of COUNT(process) for PID and its children (a server has no others)."""
-    counts = each_process(lambda each: count(each) if pid in (each, parent(each)) else 0)
+    counts = each_process(
+        lambda each: count(each) if pid in (each, int(proc_stat(each)[1])) else 0)
     return sum(counts.values())
 
 
@@ -427,7 +423,7 @@ def server_cpu(address, before):
         return None, 'only Linux tells'
     pattern = kernel_addresses(address)
     try:
-        found = {pid if pid in before else parent(pid)
+        found = {pid if pid in before else int(proc_stat(pid)[1])
                  for pid in holders(pattern, CONNECTED) or holders(pattern, LISTENS)}
         if not found or not found <= set(before):
             return None, "no process of ours listens there now: is it another user's?"
@@ -533,9 +529,8 @@ class Disturbance:
     """What disturbs us from now until `stop`, in shares of the time of the processors that we may
     use (0 where /proc is not known).
 
-    others: used by neither us nor our servers (of class Server, and the seconds in `servers`). Of
-        /proc/stat user, nice, system and steal count (proc(5)); guest is in user, iowait is idle,
-        irq and softirq are in some kernels' times of processes too.
+    others: used by neither us nor our servers (of class Server, and the seconds in `servers`): of
+        /proc/stat user, nice, system, steal; irq is in some kernels' times of processes (proc(5)).
     waited: for a processor, by the thread that asks. The quota of a cgroup shows only here.
     disturbed: whether others had more than a tenth, and more than was idle; or we waited for more
         than a tenth though much was idle.
@@ -607,7 +602,6 @@ class Load(Loop):
             payload[size - 1::size] = b'\n' * (len(payload) // size)
         self.payload = memoryview(payload)
         self.upper = bytes(payload).upper()
-        self.due = time.perf_counter()      # in an open loop, the last request that was taken
         self.count = 0          # connections, which are numbered
         self.begun = {}         # connection: when its open request began, or is due
         self.answered = set()   # connections that have had an answer, or expect none
@@ -618,7 +612,7 @@ class Load(Loop):
 
     def open(self, count, most=sys.maxsize):
         """Open connections until there are COUNT. After MOST messages each is idle."""
-        self.due = time.perf_counter()
+        self.due = time.perf_counter()      # in an open loop, when the last request was due
         for number in range(self.count, count):
             self.open_one(number, most)
         self.count = count
@@ -640,7 +634,8 @@ class Load(Loop):
     def connection(self, sock, number, most):
         """Be one connection. With --reconnect another one takes its place after each answer."""
         try:
-            yield from self.begin(number)
+            if most:
+                yield from self.begin(number)
             with contextlib.suppress(BlockingIOError):
                 sock.connect(self.address)
             yield WRITE         # it is connected; if not, what follows says why
@@ -650,7 +645,7 @@ class Load(Loop):
                     self.open_one(number, most)
                     return
                 yield from self.begin(number)
-            del self.begun[number]
+            self.begun.pop(number, None)
             self.answered.add(number)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)   # no TIME_WAIT
             yield READ          # it waits for nothing: ready means that the server has closed it
@@ -698,9 +693,8 @@ class Load(Loop):
             self.latencies[bucket(latency)] += 1
             return
         at = next(at for at in range(len(received)) if received[at:at + 1] != expected[at:at + 1])
-        right = repr(expected[at:at + 20])
-        if at == self.size:
-            right = 'its end (start selectors_server.py with --suffix=)'
+        right = (repr(expected[at:at + 20]) if at < self.size else
+                 'its end (start selectors_server.py with --suffix=)')
         words = f'byte {at} of an answer: {bytes(received[at:at + 20])!r} instead of {right}'
         self.first_wrong = self.first_wrong or words
         if len(received) > self.size:
@@ -1062,9 +1056,8 @@ def who_copies():
     title = [('title', 'Who copies while the process computes for B? A says hello at 0.1 s')]
     if not HAS_PROC:
         return [title, [('', 'This needs Recv-Q of /proc/net/tcp, which only Linux has.')]]
-    models = [name for name in READS if name != 'blocking']
     return [title, [('', f'{"":13}0       0.1     0.2     0.3     0.4 s')],
-            *[draw_server(name, ['--work', str(COMPUTE)], bytes_row) for name in models],
+            *[draw_server(name, ['--work', str(COMPUTE)], bytes_row) for name in list(READS)[1:]],
             [('', f'{"":13}'), ('socket', 's'), ('', ' in the socket (Recv-Q 5)   '),
              ('memory', 'm'), ('', " in the process's memory")]]
 
@@ -1305,8 +1298,7 @@ def clients_held(server):
 CURVE = ['blocking thread', 'non-blocking', 'select', 'selectors poll', SELECTOR, *ASYNC]
 MANY = [*CURVE, 'blocking process', 'non-blocking 20 ms', 'selectors select',
         'socketserver thread', 'socketserver process']          # serve many clients at once
-# Metrics ('-': not used), what returns them of a server, its options, and of which models. Those
-# with the same options share a server.
+# Metrics ('-': not used), what returns them of a server, its options (same ones share it), models
 EXPERIMENTS = [
     ('idle_bytes workers idle_cpu', idle_crowd, (), MANY),      # first: its server must be fresh
     ('second', lambda server: client_wait(server, before=1), (),
@@ -1597,7 +1589,6 @@ def parse_arguments(words):
             raise argparse.ArgumentTypeError(f'{text} is not between {low} and {high}')
         words += f' (default {default})'
         add[command](name, type=number, default=default, metavar='N', help=words)
-
     for command in chat, load:
         add[command]('--host', default='127.0.0.1', help='its address (default %(default)s)')
         add_number(command, '--port', int, 1, 65535, 8080, 'its port')

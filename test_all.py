@@ -153,7 +153,7 @@ def all_ended(pids):
 
 
 def children(pid):
-    parents = client.each_process(client.parent)
+    parents = client.each_process(lambda each: int(client.proc_stat(each)[1]))
     return [each for each in parents if parents[each] == pid]
 
 
@@ -1744,7 +1744,7 @@ class FigureTest(ServerTest):
                 copier, text_of(client.bytes_row(server))))
 
     def test_three_clients(self):
-        """Loops are one group, drawn as the first; one that is missing says why; the SVG has the words."""
+        """Loops are drawn as the first of them; one that is missing says why; the SVG is alike."""
         models = ['select', 'selectors select', 'missing']
 
         def played():
