@@ -226,7 +226,7 @@ class Loop:
         self.lateness = collections.Counter()       # of timers: {bucket: how often}
 
     def resume(self, sock, client, watched=0):
-        """Run CLIENT up to its next yield. WATCHED is what of its SOCK has been waited for."""
+        """Run CLIENT up to its next yield. WATCHED is what SOCK was registered for (0: nothing)."""
         wanted = next(client, None)
         if wanted == watched:
             return

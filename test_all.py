@@ -53,8 +53,9 @@ started = []        # processes other than servers that tests have started
 def setUpModule():
     for number, handler in client.handle_signals(end_run).items():
         unittest.addModuleCleanup(signal.signal, number, handler)
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:   # in the background of a script
-        signal.signal(signal.SIGINT, lambda number, frame: None)    # or the servers ignore it too
+    for number in signal.SIGINT, getattr(signal, 'SIGHUP', signal.SIGINT):
+        if signal.getsignal(number) == signal.SIG_IGN:      # in the background of a script, nohup
+            signal.signal(number, lambda number, frame: None)       # or what we start ignores it
     client.raise_file_limit()
     client.prepare()        # SIGCHLD may be ignored
 
@@ -1649,8 +1650,7 @@ class CompareTest(ServerTest):
 
     @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
     def test_disturbance(self):
-        """By others, not by our own servers. What was disturbed is measured again, but only once
-        if that does not help."""
+        """By others, not our servers. What was disturbed is measured again, once if that fails."""
         polling = self.start_server('nonblocking_server.py')
         knows, does_not = client.Disturbance(), client.Disturbance()
         wait_until(lambda: client.cpu_seconds(polling.pid) > 0.3)
