@@ -71,7 +71,7 @@ def chat(args):
     with connect(args.host, args.port) as sock:
         if args.message:
             converse(sock, args.message, args.quiet)
-        elif sys.stdin and sys.stdin.isatty():      # on Windows NUL, too, which leaves at once
+        elif sys.stdin and sys.stdin.isatty():      # so is NUL on Windows, and ends at once
             end = 'Ctrl-D' if os.name == 'posix' else 'Ctrl-Z Enter'
             print(f'connected to {args.host}, port {args.port}, '
                   f'from port {sock.getsockname()[1]}; exit or {end} leaves', flush=True)
@@ -254,7 +254,7 @@ class Loop:
 
     def select(self, seconds):
         """Wait until a client is ready, a timer is due or SECONDS are over. Return who is ready."""
-        seconds = min(seconds, 0.2)             # on Windows Ctrl-C waits for its end
+        seconds = min(seconds, 0.2)             # on Windows Ctrl-C is noticed at its end
         if self.timers:
             seconds = max(0, min(seconds, self.timers[0][0] - EARLY - time.perf_counter()))
             if hasattr(self.sel, 'fileno') and self.sel.fileno() < 1024:
@@ -284,7 +284,7 @@ FOLDER = os.path.dirname(os.path.realpath(__file__))
 SELECTORS = [kind for kind in 'epoll kqueue devpoll poll select'.split() if hasattr(select, kind)]
 BEST = SELECTORS[0]         # the system's own
 SELECTOR = f'selectors {BEST}'
-MODELS = {          # name: script and arguments; those that decide most claims come first
+MODELS = {          # name: script and arguments; the last ones decide no claim
     **{f'blocking {mode}': ('blocking_server.py', '--mode', mode)
        for mode in ('serial', 'thread', 'process')},
     **{f'pool of {size}': ('blocking_server.py', '--mode', 'pool', '--pool-size', str(size))
@@ -303,7 +303,7 @@ ASYNC = ['asyncio', 'io_uring']
 
 
 def machine():
-    """Return what the figures depend on."""
+    """Return what every measurement depends on."""
     gil = '' if HAS_GIL else ' without a GIL'
     python = f'{platform.python_implementation()} {platform.python_version()}{gil}'
     system = 'Windows'
@@ -396,7 +396,7 @@ def kernel_addresses(address):
 
 
 def receive_queue(server_address, client_address):
-    """Return Recv-Q of ss(8): the bytes that the server has not received; None if it is gone."""
+    """Return Recv-Q of ss(8): the bytes that the server has not received. None: no connection."""
     found = find_sockets(f': {kernel_addresses(server_address)} '
                          rf'{kernel_addresses(client_address)} \w\w \w+:(\w+)')
     return int(found[0], 16) if found else None
@@ -417,8 +417,8 @@ def listeners_cpu(address):
 
 
 def server_cpu(address, before):
-    """Return the CPU seconds since BEFORE (listeners_cpu), or None, and why, of the process that
-    holds our connections or whose child does; if none does, of the one that listens there."""
+    """Return (CPU seconds since BEFORE, '') or (None, why not) of the process that holds our
+    connections, or whose child does; if none does, of the one that listens there."""
     if not HAS_PROC:
         return None, 'only Linux tells'
     pattern = kernel_addresses(address)
@@ -433,7 +433,7 @@ def server_cpu(address, before):
 
 
 def handle_signals(handler):
-    """Install HANDLER for the signals that end us, except ignored ones. Return those before."""
+    """Install HANDLER for the signals that end us, except ignored ones. Return the old ones."""
     before = {}
     if threading.current_thread() is threading.main_thread():       # only it gets signals
         for name in 'SIGINT', 'SIGTERM', 'SIGHUP':
@@ -638,7 +638,7 @@ class Load(Loop):
                 yield from self.begin(number)
             with contextlib.suppress(BlockingIOError):
                 sock.connect(self.address)
-            yield WRITE         # it is connected; if not, what follows says why
+            yield WRITE         # it is connected; if not, send or recv says why
             for _ in range(most):
                 yield from self.exchange(sock, number)
                 if self.reconnect:
@@ -648,7 +648,8 @@ class Load(Loop):
             self.begun.pop(number, None)
             self.answered.add(number)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)   # no TIME_WAIT
-            yield READ          # it waits for nothing: ready means that the server has closed it
+            yield READ          # it waits for nothing: the server has closed it
+            sock.recv(1)        # unless it was refused: this says so
             raise ConnectionError('closed by the server')
         except OSError as error:
             self.begun.pop(number, None)
@@ -656,7 +657,7 @@ class Load(Loop):
             self.lost.add(number)
 
     def begin(self, number):
-        """Begin a request: now, or when the next is due. Return that moment, if it must wait."""
+        """Begin a request: now, or when the next is due. Return the moments to wait for, if any."""
         now = self.begun[number] = time.perf_counter()
         if not self.rate:
             return ()
@@ -687,7 +688,7 @@ class Load(Loop):
         self.check(received, start, time.perf_counter() - self.begun[number])
 
     def check(self, received, start, latency):
-        """Count an answer; describe the first wrong one. One that is too long ends a connection."""
+        """Count an answer; describe the first wrong one. If it is too long, the connection ends."""
         expected = self.upper[start:start + self.size]
         if received == expected:
             self.latencies[bucket(latency)] += 1
@@ -702,7 +703,7 @@ class Load(Loop):
         self.errors['wrong answer'] += 1
 
     def report(self, end):
-        """Return what was measured. What is still open or not sent counts if it is the slowest."""
+        """Return what was measured. What has waited longer than any that was answered counts."""
         waits = [end - begun for begun in self.begun.values() if begun <= end]
         due = int((end - self.due) * self.rate)         # since that one
         not_sent = [end - self.due - number / self.rate for number in range(1, due + 1)]
@@ -765,9 +766,10 @@ def load(args):
 def run_load(active, args, start):
     """Run a load for --seconds, or until a signal. Return the exit status."""
     now = start
+    asking = set(range(args.idle, args.idle + args.connections))
     try:
         active.open(args.idle + args.connections)
-        while now < start + args.seconds and len(active.lost) < args.connections:
+        while now < start + args.seconds and asking - active.lost:
             active.run(min(start + args.seconds, now + 0.5))
             now = time.perf_counter()
             rate = sum(active.latencies.values()) / (now - start)
@@ -924,9 +926,9 @@ def draw_rows(rows, title):
 
 
 def write_svg(path, document):
-    """Put DOCUMENT in the place of the file at PATH, if one is wanted, whole or not at all. None:
-    only see that this can be done. Exits with status 1 and the reason if it cannot."""
-    if path is None:
+    """Put DOCUMENT in the place of the file at PATH, if one is wanted, whole or not at all. If it
+    is None, only see whether that can be done. Exits with status 1 and the reason if it cannot."""
+    if not path:
         return
     special = os.path.exists(path) and not os.path.isfile(path)     # such as /dev/stdout
     part = path if special else os.path.realpath(path) + '.part'
@@ -942,6 +944,22 @@ def write_svg(path, document):
 
 
 # ---- figure: Client, play, one_read, who_copies, three_clients, figure ----
+
+READS = {'blocking': 'blocking serial', 'non-blocking': 'non-blocking', 'select': 'select',
+         'selectors': SELECTOR, 'asyncio': 'asyncio', 'io_uring': 'io_uring'}
+SAID = (r'blocked [\d.]+ \w+|asked \d+ times|waited [\d.]+ \w+(?=,.* read #)|copied in [\d.]+ \w+'
+        r'|(?:ready after|in place)[^:]*')      # of a read in a trace
+COMPUTE = 0.25              # seconds: B's answer is computed
+GROUPS = {          # the third picture: models that may be one group
+    'serial': ['blocking serial'], 'thread': ['blocking thread'], 'process': ['blocking process'],
+    'pool of 2': ['pool of 2'], 'loops': LOOPS, 'async': ASYNC}
+THREE = [(0, 0.3), (0.05, 0.05), (0.1, 0.1)]    # when A, B and C connect and ask
+SLOW = 0.2                  # seconds that each answer takes
+LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
+           ('', ' held up by another client   '), ('unaccepted', 'N'), ('', ' not accepted yet')],
+          [('', f'{"":13}'), ('delay', 'd'), ('', ' its own answer waits   '), ('work', 'c'),
+           ('', ' it is computed')]]
+
 
 class Client(threading.Thread):
     """A client that follows a script: section 1 of the notes, a thread and a blocking socket. It
@@ -1012,12 +1030,6 @@ def missing_row(name, why):
     return [('', f'{name[:12]:<13}'), ('', f'missing: {why}'[:66])]
 
 
-READS = {'blocking': 'blocking serial', 'non-blocking': 'non-blocking', 'select': 'select',
-         'selectors': SELECTOR, 'asyncio': 'asyncio', 'io_uring': 'io_uring'}
-SAID = (r'blocked [\d.]+ \w+|asked \d+ times|waited [\d.]+ \w+(?=,.* read #)|copied in [\d.]+ \w+'
-        r'|(?:ready after|in place)[^:]*')      # of a read in a trace
-
-
 def one_read():
     """Return the rows of the first picture."""
     rows = [[('title', 'One read: the client is silent for 0.3 s, then says hello')],
@@ -1031,7 +1043,7 @@ def read_row(server):
     """Return what a server does until hello comes, and what its trace says of the read. Its main
     thread talks to the client: state R of /proc/PID/stat runs, any other is asleep (proc(5))."""
     [client] = clients = play(server, [(0, 0.3)])
-    phases = []
+    phases = []         # each lasts to the end: the next paints over it
     while client.asked is None and not client.error:
         if HAS_PROC and client.connected is not None:
             kind = 'asks' if proc_stat(server.pid)[0] == 'R' else 'asleep'
@@ -1040,15 +1052,12 @@ def read_row(server):
     finish(clients)
     server.expect("recv .* 5 bytes b'hello'", timeout=1)
     since_accept = '\n'.join(server.seen()).rpartition('joined')[2]
-    label = ', '.join(re.findall(SAID, since_accept))
+    label = ', '.join(re.findall(SAID, since_accept)).replace('blocked', 'blocked in recv')
     del phases[-1:]             # hello may have come already
     if not phases:              # not Linux: what the trace says
         phases = [('asks' if 'asked' in label else 'asleep', client.connected, client.asked)]
     copy = ('', ' ') if 'in place' in label else ('copy', '#')
     return [*paint(phases, client.connected, 0.3, 27), copy, ('', f'  {label}')]
-
-
-COMPUTE = 0.25              # seconds: B's answer is computed
 
 
 def who_copies():
@@ -1063,9 +1072,9 @@ def who_copies():
 
 
 def look_at_bytes(server):
-    """While the server computes for B, A says hello. Return when, and when its bytes had left the
-    socket, in seconds since B asked; and the share of the remaining computing that they were in it:
-    below a half if the kernel copies meanwhile, 1 if recv does when it is back."""
+    """While the server computes for B, A says hello. Return, in seconds since B asked, when it did
+    and when its bytes had left the socket; and for what share of the remaining computing they were
+    in it: below a half if the kernel copies meanwhile, 1 if recv does when it is back."""
     a, b = clients = play(server, [(0, 0.2), (0, 0.1)])
     left = None
     while left is None and a.is_alive():
@@ -1090,17 +1099,6 @@ def bytes_row(server):
     return [*paint(phases, 0, 0.4, 32), ('', f'  {(left - hello) * 1e3:.0f} ms: {copier}')]
 
 
-GROUPS = {          # the third picture: models that may be one group
-    'serial': ['blocking serial'], 'thread': ['blocking thread'], 'process': ['blocking process'],
-    'pool of 2': ['pool of 2'], 'loops': LOOPS, 'async': ASYNC}
-THREE = [(0, 0.3), (0.05, 0.05), (0.1, 0.1)]    # when A, B and C connect and ask
-SLOW = 0.2                  # seconds that each answer takes
-LEGEND = [[('', f'{"":13}'), ('ask', '!'), ('', ' asks   '), ('held', 'H'),
-           ('', ' held up by another client   '), ('unaccepted', 'N'), ('', ' not accepted yet')],
-          [('', f'{"":13}'), ('delay', 'd'), ('', ' its own answer waits   '), ('work', 'c'),
-           ('', ' it is computed')]]
-
-
 def three_clients():
     """Return the rows of the third picture."""
     rows = [[('title', 'Three clients: A connects first and asks at 0.3 s, B and C ask at once')],
@@ -1118,15 +1116,16 @@ def play_slow(model):
             Server(*MODELS[model], '--work', str(SLOW), '--trace') as computes:
         first = play(waits, THREE)
         second = play(computes, THREE)
-        finish(first + second)
+        finish(first + second)      # then both servers end, and their traces are complete
     return draw_clients(first, 'delay', waits) + draw_clients(second, 'work', computes)
 
 
 def draw_clients(clients, kind, server):
-    """Return of each client cells that show what it waited for, and how long it did, in seconds.
+    """Return for each client the cells that show what it waited for, and for how many seconds.
     The trace has a line when it is accepted, and when its answer, of this KIND, begins and ends."""
     drawn = []
     for client in clients:
+        server.passed = 0           # A may have been accepted after B
         number = server.expect(rf'(#\d+) +accept .*:{client.port} joined')[1]
         accepted, begun, done = [when for when, line in server.log
                                  if re.search(f' {number} +(accept|answer) ', line)]
@@ -1141,7 +1140,7 @@ def draw_clients(clients, kind, server):
 
 
 def group_rows(name, members):
-    """Return the rows of a group: its first member's, and how far the waits of all are apart."""
+    """Return the rows of a group: its first member's, and how far apart the waits of all are."""
     failed = {}
     good = []
     for model in members:
@@ -1212,11 +1211,11 @@ GROWTH = [f'with_{count}' for count in STEPS] + ['grows']
 TABLE = [name for name, metric in METRICS.items() if metric.head and name not in GROWTH]
 
 
-def hold_all(load, count, most=sys.maxsize):
-    """Let a load have COUNT connections. Raises RuntimeError if the server does not hold them."""
-    held = load.hold(count, most)
+def hold_all(crowd, count, most=sys.maxsize):
+    """Let a crowd have COUNT connections. Raises RuntimeError if the server does not hold them."""
+    held = crowd.hold(count, most)
     if held < count:
-        raise RuntimeError(f'it holds {held} of {count} clients: {dict(load.errors)}')
+        raise RuntimeError(f'it holds {held} of {count} clients: {dict(crowd.errors)}')
 
 
 def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
@@ -1242,7 +1241,7 @@ def busy(server, clients, seconds=BATCH, reconnect=False, batches=3):
 
 
 def client_wait(server, before):
-    """Return how long a client waits for its answer if BEFORE others are there, who stay HOLD."""
+    """Return how long a client waits if BEFORE others are there, which stay HOLD at most."""
     others = [(0.002 * number, 0.02) for number in range(before)]
     clients = play(server, [*others, (0.04, 0.05)], stay=HOLD)
     finish(clients)
@@ -1250,7 +1249,7 @@ def client_wait(server, before):
 
 
 def slow_answer_adds(server):
-    """Return how long past SLOW_ANSWER two clients that ask together have both their answers."""
+    """Return how long past SLOW_ANSWER two clients that ask together both have their answers."""
     clients = play(server, [(0, 0.01), (0, 0.01)])
     finish(clients)
     passed = max(client.replied for client in clients) - min(client.asked for client in clients)
@@ -1298,7 +1297,7 @@ def clients_held(server):
 CURVE = ['blocking thread', 'non-blocking', 'select', 'selectors poll', SELECTOR, *ASYNC]
 MANY = [*CURVE, 'blocking process', 'non-blocking 20 ms', 'selectors select',
         'socketserver thread', 'socketserver process']          # serve many clients at once
-# Metrics ('-': not used), what returns them of a server, its options (same ones share it), models
+# Metrics ('-': not used); what returns them; options (rows with the same share a server); models
 EXPERIMENTS = [
     ('idle_bytes workers idle_cpu', idle_crowd, (), MANY),      # first: its server must be fresh
     ('second', lambda server: client_wait(server, before=1), (),
@@ -1331,7 +1330,7 @@ class Run:
         self.whole = Disturbance()
 
     def do(self, model):
-        """Do all experiments with a model that did not fail. Return whether it was disturbed."""
+        """Do the experiments that have not failed with a model; return whether it was disturbed."""
         watch = Disturbance()
         values = []             # (metric, value)
         for options, rows in itertools.groupby(EXPERIMENTS, lambda row: row[2]):
@@ -1383,7 +1382,7 @@ def measure(run, models, limit):
     again.sort(key=list(MODELS).index)
     for number, model in enumerate(again):
         show_progress(f'again, as it was disturbed: {model}')
-        if time.monotonic() > end or run.do(model) and number == 0:
+        if time.monotonic() > end or (run.do(model) and number == 0):
             break
 
 
@@ -1414,12 +1413,12 @@ CLAIMS = [          # section of the notes (and: ours), the claim, the condition
      ['1.5 * with_0@blocking thread < new_cpu@blocking thread']),
     ('2', 'Polling takes CPU when no client sends; select does not',
      ['0.5 < idle_cpu@non-blocking', 'idle_cpu@select < 0.1']),
-    ('2', 'Polling with pauses of 20 ms answers late, and fewer',
+    ('2', 'Polling with pauses of 20 ms answers late, and seldom',
      ['5 * one@blocking thread < one@non-blocking 20 ms',
       'rate_100@non-blocking 20 ms < rate_100@blocking thread']),
     ('2, ours', 'Without pauses it answers one client as soon as a thread',
      ['0.6 * one@non-blocking < one@blocking thread']),
-    ('3', 'For one client, or one of 4, select is no 3 times faster',
+    ('3', 'For one client, or one of 4, select is not 3 times as fast',
      [f'0.3 * {metric}@blocking thread < {metric}@{model}'
       for metric in ('one', 'one_of_4') for model in ('select', SELECTOR)]),
     ('3', 'select serves many with one thread and little CPU',
@@ -1448,7 +1447,7 @@ SIDE = re.compile(r'(?:([\d.]+) \* )?(?:(\w+)@([^<]+)|([\d.]+))')      # of a co
 
 def judge(run, section, claim, conditions):
     """Return a claim, with its verdict and the metrics that decide it in words."""
-    # of each side factor, metric, model, number; None: it has no such
+    # each side is (factor, metric, model, number), None for what it lacks
     sides = [SIDE.fullmatch(side).groups() for each in conditions for side in each.split(' < ')]
     verdicts = [judge_one(low, high, run) for low, high in zip(sides[::2], sides[1::2])]
     verdict = next((each for each in (FAILS, NONE, UNSURE, HOLDS) if each in verdicts), NONE)
@@ -1602,12 +1601,12 @@ def parse_arguments(words):
     add[load]('--text', action='store_true', help='letters and a newline, not random bytes')
     add_number(load, '--idle', int, 0, 100000, 0, 'more connections, which send nothing')
     add[load]('--reconnect', action='store_true', help='a new connection for each request')
-    add[compare]('--quick', action='store_true', help='rougher, in half of the time')
+    add[compare]('--quick', action='store_true', help='rougher, in half the time')
     for command in load, compare:
         add[command]('--json', action='store_true', help='print the results as JSON')
     for command in figure, compare:
         add[command]('--svg', metavar='FILE', help='also write it as a picture')
-    if not words or words[0].startswith('-') and words[0] not in ('-h', '--help'):
+    if not words or (words[0].startswith('-') and words[0] not in ('-h', '--help')):
         words = ['chat', *words]
     if words[0] in commands.choices:        # a mistake is told with the usage of this command
         return commands.choices[words[0]].parse_args(words[1:])
@@ -1615,7 +1614,7 @@ def parse_arguments(words):
 
 
 def prepare():
-    """Set up streams. Exits if there is no standard output."""
+    """Set up streams and SIGCHLD. Exits if there is no standard output."""
     if not sys.stderr:          # closed (2>&-): what is meant for it goes nowhere
         sys.stderr = open(os.devnull, 'w', errors='ignore')
     if not sys.stdout:

@@ -296,8 +296,7 @@ class ServerTest(unittest.TestCase):
                 future.result()
 
     def undisturbed(self, attempt):
-        """Do ATTEMPT until it succeeds. A failure counts if no other program had a hand in it; if
-        each was disturbed, the test is skipped. Without /proc five failures count."""
+        """Do ATTEMPT until it succeeds. Undisturbed failures count; without /proc five do."""
         for _ in range(5):
             watch = client.Disturbance()
             try:
@@ -555,8 +554,7 @@ class Contract:
 
     @unittest.skipUnless(POSIX, 'Windows has no limit of open files')
     def test_out_of_descriptors(self):
-        """Connected clients are served, in a loop at no less than half their rate; one line says
-        so, nothing spins, and a client that waits is taken when another leaves."""
+        """Others keep half their rate; one line; no spinning; a free place is taken at once."""
         server = self.start_own(**with_shell('ulimit -n 40; exec "$@"'))
         socks = [self.connect(server) for _ in range(60)]
         server.expect(r'^cannot accept \(Too many open files\): new clients wait; '
@@ -575,8 +573,7 @@ class Contract:
 
     @unittest.skipUnless(POSIX, 'there the errors have other numbers')
     def test_accept_fails(self):
-        """With nobody connected it says so, once for each reason, sleeps, and tries again. If it
-        fails for ever (a firewall's EPERM, say), who is connected is served, and nothing spins."""
+        """It says so, once for each reason, and tries again; it spins not, and serves who is there."""
         server = self.start_faulty(['accept', errno.EMFILE, 0, 1], ['accept', 0, 0, 1],
                                    ['accept', errno.EPERM, 1, 1 << 60])
         first = self.connect(server)
@@ -732,8 +729,7 @@ PARALLEL = [command for command in VARIANTS if not {'serial', 'pool'} & set(comm
 class BlockingModelTest(ServerTest):
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_a_process_each(self):
-        """One that stands still keeps nobody waiting. The CPU time of ended children stays with the
-        parent. After SIGTERM to the parent a client keeps its process, and the port is free."""
+        """One that stands still holds up nobody; after SIGTERM to the parent a client keeps its own."""
         for script in 'blocking_server.py', 'socketserver_server.py':
             server = self.start_server(script, '--mode', 'process', '--work', '0.1')
             frozen = self.connect(server)
@@ -1035,8 +1031,7 @@ class ArgumentsTest(ServerTest):
     @unittest.skipUnless(POSIX, 'needs a shell')
     @unittest.skipUnless(CPYTHON, 'PyPy gives the number of a closed stream to a socket')
     def test_started_by_a_shell(self):
-        """In the background of a script Ctrl-C is not for the server. With `2>&-` trace and
-        refusals go nowhere, and not to standard output; with `| head` nobody reads them."""
+        """In the background of a script Ctrl-C is not for it. After `2>&-` no trace is anywhere."""
         for script in SERVERS:
             for line in 'exec "$@" 2>&-', '"$@" 2>&1 | sed /listening/q':
                 server = self.start_server(script, '--trace', **with_shell(f'trap "" INT; {line}'))
@@ -1374,8 +1369,7 @@ class ClientTest(ServerTest):
             stdin=slave, stdout=slave, stderr=slave, **options)
 
     def test_chat_at_a_terminal(self):
-        """Lines, control characters as escapes, exit, Ctrl-D, Ctrl-C; a server that leaves is
-        noticed at the prompt; on a GBK terminal too. An ignored Ctrl-C stays ignored."""
+        """Lines, escapes, exit, Ctrl-D, Ctrl-C (or ignored); a server that leaves; in GBK too."""
         server = self.start_server('selectors_server.py', '--suffix', '\x1b[2J')
         for leave, status, encoding in (
                 (b'exit\n', 0, 'gbk'), (b'\x04', 0, 'utf-8'), (None, -signal.SIGINT, 'utf-8'),
@@ -1493,8 +1487,7 @@ class LoadTest(ServerTest):
 
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
     def test_frozen_server(self):
-        """Requests that are still open at the end count: a frozen server is not a fast one. Finding
-        out what CPU it has used, which may take long, does not. Ctrl-C prints the report."""
+        """Open requests count; finding out what CPU was used does not. Ctrl-C prints the report."""
         server = self.start_server('select_server.py', '--trace')
         path = patched_copy(self, 'client.py', (
             'not_known = server_cpu(', 'not_known = time.sleep(1) or server_cpu('))
@@ -1517,6 +1510,16 @@ class LoadTest(ServerTest):
             server.expect(self.LAST)
             server.stop()
             self.assertTrue(self.report(process, 1)['errors'])
+
+    def test_idle_ones_are_lost(self):
+        """That is an error, but no end for the others."""
+        refuse = '        if next(COUNT) < 6:\n            raise ValueError\n'
+        path = patched_copy(self, 'select_server.py', (
+            '        conn.setblocking', refuse + '        conn.setblocking'),
+            before='import itertools; COUNT = itertools.count()')
+        report = self.load(self.start_server(path), '--connections 2 --idle 5', 1)
+        self.assertEqual(sum(report['errors'].values()), 5)
+        self.assertGreater(report['seconds'], 0.19)
 
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_cpu_of_the_server_that_holds_our_connection(self):
@@ -1576,8 +1579,7 @@ class CompareTest(ServerTest):
         return client.judge(run, 'section', 'claim', conditions)['verdict']
 
     def test_verdicts(self):
-        """They follow the ranges; a tenth apart is enough, and one odd value is enough for
-        `cannot tell`. Values that were disturbed deny nothing, and of wall time decide nothing."""
+        """Ranges a tenth apart decide. Disturbed ones deny nothing, of wall time decide nothing."""
         for metric, low, high, verdict, disturbed in (
                 ('cpu_100', [1, 1], [2, 2], client.HOLDS, client.HOLDS),
                 ('cpu_100', [2, 2], [1, 1], client.FAILS, client.UNSURE),
@@ -1688,8 +1690,7 @@ class CompareTest(ServerTest):
 
     @unittest.skipUnless(POSIX, 'needs symbolic links and SIGCHLD')
     def test_a_link_to_the_client(self):
-        """The servers are looked for in the folder of the real file. How one has ended is known,
-        also if our parent ignores SIGCHLD."""
+        """Servers stand beside the real file. How one ended is known, though SIGCHLD is ignored."""
         code = ('import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); import client; '
                 'client.prepare(); print(client.Server("select_server.py").stop())')
         with tempfile.TemporaryDirectory() as folder:
@@ -1701,11 +1702,10 @@ class CompareTest(ServerTest):
 class FigureTest(ServerTest):
     @unittest.skipUnless(client.HAS_PROC, 'reads /proc')
     def test_one_read(self):
-        """The first picture: each sleeps but the one that polls, and its trace says how long. A
-        blocking server whose thread polls is drawn asking; one that is not there says why."""
+        """Each sleeps but those that poll, whatever their name. One that is missing says why."""
         multiplexing = r'z+ asleep z+#  waited \d{3}\.\d ms, copied in \d+ us$'
         expected = {
-            'blocking': r'\?+ asks \?+#  blocked \d+ us$',
+            'blocking': r'\?+ asks \?+#  blocked in recv \d+ us$',
             'non-blocking': r'\?+ asks \?+#  asked \d{3,} times, copied in \d+ us$',
             'select': multiplexing, 'selectors': multiplexing, 'asyncio': '^missing: ',
             'io_uring': r'z+ asleep z+   in place, seen after \d{3}\.\d ms$'}
