@@ -573,7 +573,7 @@ class Contract:
 
     @unittest.skipUnless(POSIX, 'there the errors have other numbers')
     def test_accept_fails(self):
-        """It says so, once for each reason, and tries again; it spins not, and serves who is there."""
+        """It says so, once for each reason, and tries again. Others are served, nothing spins."""
         server = self.start_faulty(['accept', errno.EMFILE, 0, 1], ['accept', 0, 0, 1],
                                    ['accept', errno.EPERM, 1, 1 << 60])
         first = self.connect(server)
@@ -729,7 +729,7 @@ PARALLEL = [command for command in VARIANTS if not {'serial', 'pool'} & set(comm
 class BlockingModelTest(ServerTest):
     @unittest.skipUnless(LINUX, 'reads /proc')
     def test_a_process_each(self):
-        """One that stands still holds up nobody; after SIGTERM to the parent a client keeps its own."""
+        """One that stands still holds up nobody. After SIGTERM to the parent a client is served."""
         for script in 'blocking_server.py', 'socketserver_server.py':
             server = self.start_server(script, '--mode', 'process', '--work', '0.1')
             frozen = self.connect(server)
