@@ -1429,6 +1429,7 @@ class LoadTest(ServerTest):
             report = self.load(server, '--connections 5 ' + options)
             self.assertEqual(report['errors'], {}, server.name)
             self.assertGreater(report['requests'], 5)
+            self.assertLess(report['client_cpu_percent'], 70 if report['rate'] else 101)
             times = [report[f'{each}_ms'] for each in ('p50', 'p95', 'p99', 'p99_9', 'max')]
             self.assertEqual(times, sorted(times))
             if LINUX:
@@ -1448,7 +1449,6 @@ class LoadTest(ServerTest):
         report = self.load(server, '--rate 200 --connections 1 --seconds 1')
         self.assertGreater(report['due_not_sent'], 70)
         self.assertGreater(report['p95_ms'], 300)
-        self.assertGreater(report['max_ms'], 400)
 
     @unittest.skipUnless(POSIX, 'needs POSIX signals')
     def test_open_loop_and_a_frozen_server(self):
@@ -1776,7 +1776,7 @@ class FigureTest(ServerTest):
 
     def test_colours(self):
         """On a terminal that shows them, and nowhere else."""
-        code = "import client; client.print_rows([[('copy', '#')]])"
+        code = "import client; client.print_rows([[('copy', '\\x1b[2J#')]])"
         for term, no_colour, coloured in (('xterm', '', True), ('dumb', '', False),
                                           ('xterm', '1', False)):
             master, slave = self.open_terminal()
