@@ -940,8 +940,7 @@ class OperatorTest(ServerTest):
             type_line(b'\x1a', b'Stopped')
             type_line(b'bg\n', b'_server.py')
             self.assertEqual(receive(sock, 6), b'PROMPT')
-        type_line(b'fg\n', b'_server.py')
-        os.write(master, b'\x03')
+        type_line(b'kill %1; wait; echo $((6 * 7))\n', b'42')
 
 
 # ---- arguments, and errors in words
@@ -1781,7 +1780,8 @@ class FigureTest(ServerTest):
                                           ('xterm', '1', False)):
             master, slave = self.open_terminal()
             start_process(self, *PYTHON, '-c', code, stdout=slave, env={
-                **os.environ, 'TERM': term, 'NO_COLOR': no_colour}).wait(TIMEOUT)
+                **os.environ, 'TERM': term, 'NO_COLOR': no_colour,
+                'PYTHONPATH': FOLDER}).wait(TIMEOUT)       # PYTHONSAFEPATH leaves it out
             self.assertEqual(b'\x1b[' in self.screen(master, b'#'), coloured)
 
 
