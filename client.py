@@ -338,10 +338,12 @@ def proc_stat(pid):
         return file.read().rpartition(')')[2].split()
 
 
-def each_process(look):
-    """Return {pid: LOOK(pid)} for all processes that we may look at."""
+def each_process(look, pids=None):
+    """Return {pid: LOOK(pid)} for PIDS (None: for all), but for those that we may not look at."""
+    if pids is None:
+        pids = map(int, filter(str.isdigit, os.listdir('/proc') if HAS_PROC else []))
     found = {}
-    for pid in map(int, filter(str.isdigit, os.listdir('/proc') if HAS_PROC else [])):
+    for pid in pids:
         with contextlib.suppress(OSError):      # another user's, or it has just ended
             found[pid] = look(pid)
     return found
@@ -413,7 +415,7 @@ def holders(address, state):
 
 def listeners_cpu(address):
     """Return {pid: CPU seconds} of all that listen on that port number, whatever the address."""
-    return {pid: cpu_seconds(pid) for pid in holders(rf'\w+:{address[1]:04X}', LISTENS)}
+    return each_process(cpu_seconds, holders(rf'\w+:{address[1]:04X}', LISTENS))
 
 
 def server_cpu(address, before):
@@ -1275,8 +1277,7 @@ def idle_crowd(server):
 
 
 def growth(server):
-    """Return by what factor the CPU per request of four busy clients grows, and its seconds beside
-    each number of idle ones in STEPS."""
+    """Return by what factor CPU per request grows, and its seconds beside STEPS idle clients."""
     costs = []
     with contextlib.closing(Load(server.address, 1)) as crowd:
         for count in STEPS:
