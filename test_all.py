@@ -1265,7 +1265,8 @@ class ClientTest(ServerTest):
     def test_messages(self):
         """Each -m is sent and its reply printed, however long; blank ones are not sent."""
         server, long = self.start_server('select_server.py'), 'x' * 20000
-        ended = self.client(server, '-m', 'hello', '-m', '  ', '-m', 'b\u4e16'.encode(), '-m', long)
+        world = 'b\u4e16'.encode('gbk' if sys.getfilesystemencoding() == 'gbk' else 'utf-8')
+        ended = self.client(server, '-m', 'hello', '-m', '  ', '-m', world, '-m', long)
         self.assertEqual(ended.stdout.decode().split(), ['HELLO', 'B\u4e16', long.upper()])
         self.assertEqual((ended.returncode, ended.stderr), (0, b''))
 
@@ -1780,8 +1781,7 @@ class FigureTest(ServerTest):
                                           ('xterm', '1', False)):
             master, slave = self.open_terminal()
             start_process(self, *PYTHON, '-c', code, stdout=slave, env={
-                **os.environ, 'TERM': term, 'NO_COLOR': no_colour,
-                'PYTHONPATH': FOLDER}).wait(TIMEOUT)       # PYTHONSAFEPATH leaves it out
+                **UTF_8, 'PYTHONPATH': FOLDER, 'TERM': term, 'NO_COLOR': no_colour}).wait(TIMEOUT)
             self.assertEqual(b'\x1b[' in self.screen(master, b'#'), coloured)
 
 
