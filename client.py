@@ -333,13 +333,13 @@ def raise_file_limit(needed=0):
 
 
 def proc_stat(pid):
-    """Return the fields of /proc/PID/stat after the name: state, parent and so on (proc(5))."""
+    """Return the fields of /proc/PID/stat after the name, which may contain anything (proc(5))."""
     with open(f'/proc/{pid}/stat', errors='replace') as file:
         return file.read().rpartition(')')[2].split()
 
 
 def each_process(look, pids=None):
-    """Return {pid: LOOK(pid)} for PIDS (None: for all), but for those that we may not look at."""
+    """Return {pid: LOOK(pid)} for PIDS (None: for all), except those that we may not look at."""
     if pids is None:
         pids = map(int, filter(str.isdigit, os.listdir('/proc') if HAS_PROC else []))
     found = {}
@@ -650,8 +650,8 @@ class Load(Loop):
             self.begun.pop(number, None)
             self.answered.add(number)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)   # no TIME_WAIT
-            yield READ          # it waits for nothing: the server has closed it
-            sock.recv(1)        # unless it was refused: this says so
+            yield READ          # it waits for nothing, so ready means that it has ended:
+            sock.recv(1)        # this says whether it was refused or reset
             raise ConnectionError('closed by the server')
         except OSError as error:
             self.begun.pop(number, None)
@@ -969,8 +969,8 @@ class Client(threading.Thread):
     connected = asked = replied = port = None
     error = ''
 
-    def __init__(self, *script):
-        super().__init__(target=self.follow, args=script, daemon=True)
+    def __init__(self, *arguments):
+        super().__init__(target=self.follow, args=arguments, daemon=True)
 
     def follow(self, address, connects, asks, companions):
         try:
